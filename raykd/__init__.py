@@ -1,0 +1,3 @@
+"""raykd: a distillation engine on Ray."""
+
+__version__ = "0.1.0"

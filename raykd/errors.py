@@ -1,0 +1,48 @@
+"""Every error raykd raises on purpose. Each message is one line that a person can act on.
+
+    RaykdError
+    ├── RecipeError    a recipe that cannot be run: names the field, the value found, the value expected
+    ├── DataError      rows that cannot be used: names the file and the line
+    ├── ModelError     a model or tokenizer that is missing or does not fit
+    ├── StoreError     a pseudo-target store that is damaged or was written by something else
+    ├── EngineError    an engine that cannot generate
+    ├── TrainingError  a training that cannot go on
+    ├── ClusterError   more resources asked for than the cluster can have
+    └── RunError       a run folder that holds another recipe, or no run at all
+"""
+
+
+class RaykdError(Exception):
+    """Base of all errors that are shown to the user as one line, without a traceback."""
+
+
+class RecipeError(RaykdError):
+    """A recipe that cannot be run."""
+
+
+class DataError(RaykdError):
+    """Rows that cannot be used."""
+
+
+class ModelError(RaykdError):
+    """A model or tokenizer that is missing or does not fit."""
+
+
+class StoreError(RaykdError):
+    """A pseudo-target store that is damaged or was written by something else."""
+
+
+class EngineError(RaykdError):
+    """An engine that cannot generate."""
+
+
+class TrainingError(RaykdError):
+    """A training that cannot go on."""
+
+
+class ClusterError(RaykdError):
+    """More resources asked for than the cluster can have."""
+
+
+class RunError(RaykdError):
+    """A run folder that cannot be used."""

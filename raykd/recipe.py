@@ -1,0 +1,435 @@
+"""A recipe: the whole description of a run, as frozen pydantic models.
+
+Every default is written here and nowhere else, with its unit. Loading a recipe imports neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from raykd.errors import RecipeError
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and refusing what it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+# ------------------------------------------------------------------------------------------------- rows
+
+
+class Columns(Section):
+    """Which columns of a file hold what."""
+
+    input: str = "input"
+    target: str | None = Field(None, description="gold target; leave out where there is none")
+    references: str | None = Field(None, description="a list of further right targets, for scoring only")
+    id: str | None = Field(None, description="a name of the row; default: its place in the file")
+
+
+class FileRows(Section):
+    """Rows of a JSONL, CSV or parquet file."""
+
+    kind: Literal["jsonl", "csv", "parquet"]
+    path: str
+    columns: Columns = Columns()
+    limit: int | None = Field(None, ge=1, description="rows; the first ones")
+
+
+class DatasetRows(Section):
+    """Rows of a `datasets` data set: a name on the hub, or a folder that `save_to_disk` wrote."""
+
+    kind: Literal["dataset"]
+    name: str
+    config: str | None = None
+    split: str = "train"
+    columns: Columns = Columns()
+    limit: int | None = Field(None, ge=1, description="rows; the first ones")
+
+
+class FunctionRows(Section):
+    """Rows yielded by `module:function(**arguments)`: dicts with `input` and perhaps `target`, `references`, `id`."""
+
+    kind: Literal["function"]
+    function: str = Field(pattern=r"^[\w.]+:\w+$")
+    arguments: dict[str, Any] = {}
+    limit: int | None = Field(None, ge=1, description="rows; the first ones")
+
+
+Rows = Annotated[Union[FileRows, DatasetRows, FunctionRows], Field(discriminator="kind")]
+
+
+class Data(Section):
+    """Where rows come from, and how many may be bad."""
+
+    unlabelled: Rows = Field(description="inputs the teacher labels; a target column serves the report only")
+    gold: Rows | None = Field(None, description="pairs to fine-tune the teacher on")
+    dev: Rows | None = Field(None, description="pairs that choose the teacher's and the control arm's checkpoint")
+    test: Rows | None = Field(None, description="pairs every arm is scored on")
+    max_bad_rows: int = Field(0, ge=0, description="rows left out (and reported) before the run is refused")
+    licence: str = "not stated"
+
+
+# ----------------------------------------------------------------------------------------------- models
+
+
+class WordsTokenizer(Section):
+    """One token per blank-separated word of gold pairs and unlabelled inputs."""
+
+    kind: Literal["words"]
+    extra: list[str] = Field([], description="further words, such as a prompt's separator")
+
+
+class PretrainedTokenizer(Section):
+    """The tokenizer of a Hugging Face folder or hub name."""
+
+    kind: Literal["pretrained"]
+    path: str
+
+
+Tokenizer = Annotated[Union[WordsTokenizer, PretrainedTokenizer], Field(discriminator="kind")]
+
+
+class Checkpoint(Section):
+    """A pretrained model: a Hugging Face folder or hub name, with its own tokenizer."""
+
+    kind: Literal["checkpoint"]
+    path: str
+
+
+class FromConfig(Section):
+    """A model with random weights: a `transformers` model type and its configuration's settings."""
+
+    kind: Literal["config"]
+    model_type: str = Field(description="as `transformers.AutoConfig.for_model` knows it: llama, t5, ...")
+    settings: dict[str, Any] = {}
+
+
+Model = Annotated[Union[Checkpoint, FromConfig], Field(discriminator="kind")]
+
+
+class Training(Section):
+    """How one model is trained."""
+
+    learning_rate: float = Field(gt=0)
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps; give this or epochs")
+    epochs: float | None = Field(None, gt=0, description="passes over the rows; give this or max_steps")
+    batch_tokens: int = Field(2048, ge=1, description="padded tokens (inputs and targets) of a global batch, at most")
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"] = "linear"
+    warmup_ratio: float = Field(0.1, ge=0, le=1, description="share of the steps")
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    max_input_tokens: int = Field(512, ge=1, description="an input that is longer is a bad row")
+    max_target_tokens: int = Field(128, ge=1, description="a target that is longer is a bad row")
+    loss: str = Field("cross_entropy", description="a name in raykd.losses.LOSSES, or module:function")
+    evaluate_every: int = Field(200, ge=1, description="optimizer steps between dev losses and checkpoints")
+    patience: int | None = Field(None, ge=1, description="evaluations without a better dev loss before stopping")
+    holdout: float = Field(0.05, gt=0, lt=0.5, description="share of the rows kept out as dev where none are given")
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Training:
+        if (self.max_steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of max_steps and epochs")
+        return self
+
+
+# ---------------------------------------------------------------------------------------------- engines
+
+
+class VllmEngine(Section):
+    """vLLM: decoder-only models."""
+
+    kind: Literal["vllm"]
+    arguments: dict[str, Any] = Field({}, description="passed to vllm.AsyncEngineArgs as they are")
+
+
+class TransformersEngine(Section):
+    """`transformers` generate: encoder-decoder models, and decoder-only ones where vLLM has no build."""
+
+    kind: Literal["transformers"]
+    batch_tokens: int = Field(16384, ge=1, description="padded prompt tokens generated from at once, at most")
+
+
+class ScriptedEngine(Section):
+    """A double for tests: answers each prompt by `module:function(prompt, sample) -> text`."""
+
+    kind: Literal["scripted"]
+    function: str = Field("raykd.engines.scripted:echo", pattern=r"^[\w.]+:\w+$")
+
+
+Engine = Annotated[Union[VllmEngine, TransformersEngine, ScriptedEngine], Field(discriminator="kind")]
+
+
+class Sampling(Section):
+    """How a model decodes; the names are vLLM's."""
+
+    n: int = Field(1, ge=1, description="samples per input")
+    temperature: float = Field(0.0, ge=0, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, description="0 is all")
+    max_tokens: int = Field(128, ge=1)
+
+    @model_validator(mode="after")
+    def _greedy_is_one(self) -> Sampling:
+        if self.temperature == 0 and self.n > 1:
+            raise ValueError(f"n is {self.n} at temperature 0: every sample would be the same; set temperature")
+        if self.temperature == 0 and (self.top_p != 1 or self.top_k):
+            raise ValueError("top_p and top_k do nothing at temperature 0; set temperature")
+        return self
+
+
+class Teacher(Section):
+    """The model that writes pseudo-targets."""
+
+    model: Model
+    fine_tune: Training | None = Field(None, description="train it on data.gold first")
+    prompt: str = Field("{input}", pattern=r"\{input\}", description="template around each input")
+    engine: Engine = VllmEngine(kind="vllm")
+    sampling: Sampling = Sampling()
+    shard_rows: int = Field(1024, ge=1, description="inputs per shard of the store: what a kill can cost")
+    licence: str = "not stated"
+
+
+class Student(Section):
+    """The model that is trained, and deployed."""
+
+    model: Model
+    training: Training
+    prompt: str = Field("{input}", pattern=r"\{input\}", description="template around each input")
+    engine: Engine = TransformersEngine(kind="transformers")
+    sampling: Sampling = Sampling()
+    shard_rows: int = Field(4096, ge=1, description="inputs per shard of the store: what a kill can cost")
+
+
+# --------------------------------------------------------------------------------------- methods and arms
+
+
+class Distill(Section):
+    """Teacher, pseudo-targets, student (Kim and Rush 2016, sequence-level distillation)."""
+
+    kind: Literal["distill"]
+
+
+class Mckd(Section):
+    """Multistage collaborative distillation (Zhao et al., ACL 2024)."""
+
+    kind: Literal["mckd"]
+    partitions: int = Field(2, ge=2)
+    stages: int = Field(2, ge=2, description="student generations: stages - 1 rounds of pairs, then the final one")
+
+
+Method = Annotated[Union[Distill, Mckd], Field(discriminator="kind")]
+
+
+class GoldOnly(Section):
+    """The control arm: the student without a teacher."""
+
+    rows: Rows = Field(description="the pairs it may learn from")
+    learning_rates: list[float] = Field([], description="tried in turn, best on data.dev kept; empty: the student's")
+
+
+class Arms(Section):
+    """What is trained beside the method, to compare with."""
+
+    gold_only: GoldOnly | None = None
+    distilled: bool = Field(False, description="plain distillation, beside mckd")
+
+
+# ---------------------------------------------------------------------------------------------- cluster
+
+
+class Actors(Section):
+    """What each engine actor takes."""
+
+    replicas: int = Field(1, ge=1)
+    resources: dict[str, float] = Field({"CPU": 1}, description="of Ray, per replica: CPU, GPU, custom ones")
+    threads: int | None = Field(None, ge=1, description="CPU threads per replica; default: the machine's share")
+
+
+class Workers(Section):
+    """What each student takes."""
+
+    workers: int = Field(1, ge=1, description="data parallel workers per student")
+    resources: dict[str, float] = Field({"CPU": 1}, description="of Ray, per worker: CPU, GPU, custom ones")
+    threads: int | None = Field(None, ge=1, description="CPU threads per worker; default: the machine's share")
+    max_failures: int = Field(3, ge=0, description="workers lost before the run fails")
+
+
+class Cluster(Section):
+    """Where things run. Changing this section does not change the run."""
+
+    teacher: Actors = Actors()
+    student: Workers = Workers()
+    labelling_students: Actors = Actors()
+    local_cpus: int | None = Field(None, ge=4, description="logical CPUs of a Ray started here; default: max(8, cores)")
+    capacity: dict[str, float] | None = Field(
+        None, description="what an autoscaling cluster may grow to; default: what is alive"
+    )
+    wait_minutes: float = Field(10, gt=0, description="how long to wait for resources that may still come")
+
+
+class Recipe(Section):
+    """One run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run folder, below output")
+    description: str = ""
+    output: str = Field("runs", description="folder of run folders and stores")
+    seed: int = 0
+    method: Method
+    data: Data
+    tokenizer: Tokenizer | None = Field(None, description="of models with random weights")
+    teacher: Teacher
+    student: Student
+    arms: Arms = Arms()
+    metrics: list[str] = Field([], description="names in raykd.metrics.METRICS, or module:function")
+    cluster: Cluster = Cluster()
+
+    @model_validator(mode="after")
+    def _fields_serve(self) -> Recipe:
+        from_config = [m for m in (self.teacher.model, self.student.model) if m.kind == "config"]
+        if from_config and self.tokenizer is None:
+            raise ValueError("a model of kind config needs the section tokenizer")
+        if self.tokenizer is not None and not from_config:
+            raise ValueError("tokenizer does nothing: both models are checkpoints and bring their own")
+        if self.teacher.fine_tune and self.data.gold is None:
+            raise ValueError("teacher.fine_tune needs data.gold")
+        if self.data.gold is not None and not self.teacher.fine_tune:
+            raise ValueError("data.gold does nothing without teacher.fine_tune")
+        if self.teacher.model.kind == "config" and not self.teacher.fine_tune and self.teacher.engine.kind != "scripted":
+            raise ValueError("a teacher of kind config has random weights: it needs teacher.fine_tune")
+        if self.arms.distilled and self.method.kind == "distill":
+            raise ValueError("arms.distilled does nothing: the method is distill already")
+        if self.arms.gold_only and self.data.dev is None:
+            raise ValueError("arms.gold_only needs data.dev to choose its checkpoint")
+        if self.data.test is not None and not self.metrics:
+            raise ValueError("data.test does nothing without metrics")
+        if self.metrics and self.data.test is None:
+            raise ValueError("metrics do nothing without data.test")
+        if self.student.sampling.n > 1:
+            raise ValueError("student.sampling.n does nothing above 1: a student answers once")
+        return self
+
+
+# -------------------------------------------------------------------------------------------- loading
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """The recipe in a YAML file, with `section.field=value` overrides; relative paths are taken from here.
+
+    Raises RecipeError, in one line, for a missing file, broken YAML, an unknown key or a value that does not fit.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise RecipeError(f"{where}: not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
+    for text in overrides or []:
+        _override(tree, text)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError("; ".join(f"{path}: {_one_line(e)}" for e in error.errors())) from None
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML: every default written out, and loading it gives the same recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def resolve(recipe: Recipe) -> Recipe:
+    """The same recipe with local paths made absolute, so that it means the same from any folder."""
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, BaseModel):
+            changes = {}
+            for name in type(value).model_fields:
+                old = getattr(value, name)
+                new = absolute(old)
+                local = name == "path" or (name == "name" and isinstance(value, DatasetRows))
+                if local and "://" not in old and Path(old).exists():
+                    new = str(Path(old).absolute())
+                if new is not old:
+                    changes[name] = new
+            return value.model_copy(update=changes) if changes else value
+        return value
+
+    resolved = absolute(recipe)
+    output = recipe.output if "://" in recipe.output else str(Path(recipe.output).absolute())
+    return resolved.model_copy(update={"output": output})
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """Fields whose values differ and that change what a run computes, as `field: old -> new`."""
+
+    def flat(value: Any, at: str) -> dict[str, Any]:
+        if isinstance(value, dict) and value:
+            return {k: v for key, part in value.items() for k, v in flat(part, f"{at}.{key}" if at else key).items()}
+        return {at: value}
+
+    skip = {"cluster", "description"}
+    left = flat(old.model_dump(mode="json", exclude=skip), "")
+    right = flat(new.model_dump(mode="json", exclude=skip), "")
+    names = [*left, *(name for name in right if name not in left)]
+    return [f"{n}: {left.get(n)!r} -> {right.get(n)!r}" for n in names if left.get(n) != right.get(n)]
+
+
+def _override(tree: dict, text: str) -> None:
+    name, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"\w+(\.\w+)*", name):
+        raise RecipeError(f"override {text!r}: expected section.field=value")
+    *sections, field = name.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise RecipeError(f"override {text!r}: {section} is no section")
+    try:
+        tree[field] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecipeError(f"override {text!r}: the value is not YAML") from None
+
+
+def _one_line(error: Any) -> str:
+    """One validation error as `field: what is wrong`, with the nearest known name for an unknown key."""
+    at, known = [], Recipe
+    for part in error["loc"]:
+        models = _models(known)
+        tags = [m for m in models if "kind" in m.model_fields and part in get_args(m.model_fields["kind"].annotation)]
+        if tags and not any(part in m.model_fields for m in models):
+            known = tags[0]  # pydantic names the chosen member of a union; a user does not
+            continue
+        at.append(str(part))
+        fields = [m.model_fields[part].annotation for m in models if part in m.model_fields]
+        if error["type"] == "extra_forbidden" and part == error["loc"][-1] and not fields:
+            names = [name for m in models for name in m.model_fields]
+            near = difflib.get_close_matches(str(part), names, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(names)}"
+            return f"{'.'.join(at)}: unknown key; {hint}"
+        known = fields[0] if fields else None
+    message = error["msg"].removeprefix("Value error, ")
+    found = error.get("input")
+    shown = f", found {found!r}" if at and not isinstance(found, (dict, BaseModel)) and error["type"] != "missing" else ""
+    return f"{'.'.join(at)}: {message}{shown}" if at else message
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (dict, list, Literal):
+        return []
+    return [model for part in get_args(annotation) for model in _models(part)]
