@@ -13,19 +13,25 @@ A manifest: {stage, kind, fingerprint, inputs, started, seconds, results, stats}
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import shutil
+import threading
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from raykd import recipe as recipes
-from raykd.errors import RunError
+from raykd.errors import DataError, RunError
+from raykd.screen import Screen
 
 MANIFEST = "manifest.json"
+BAD_ROWS = "bad_rows.jsonl"
+LOCK_SECONDS = 30  # what a killed run may take to disappear
 
 
 def fingerprint(value: Any) -> str:
@@ -45,14 +51,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class Run:
-    """An open run folder.
+    """An open run folder, with the user's screen. Stages may run in several threads at once."""
 
-    `say(text)` tells the user one line; it is how stages report without knowing a screen.
-    """
-
-    def __init__(self, recipe: recipes.Recipe, say: Callable[[str], None] = print):
+    def __init__(self, recipe: recipes.Recipe, screen: Screen | None = None):
         self.recipe = recipes.resolve(recipe)
-        self.say = say
+        self.screen = screen or Screen()
+        self.lock = threading.Lock()
+        self.resources = ExitStack()  # what stages opened for the whole run: the cluster
+        self.connected = False
+        self.held: IO | None = None  # the lock on the folder
+        self.passes = 1  # labelling passes that run at the same time
         self.path = Path(self.recipe.output) / self.recipe.name
         self.stores = Path(self.recipe.output) / "stores"
         saved = self.path / "recipe.yaml"
@@ -71,6 +79,24 @@ class Run:
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written: {error.strerror}") from None
 
+    def __enter__(self) -> Run:
+        """Take the folder for this process alone. Raises RunError where another run has it."""
+        self.held = open(self.path / ".lock", "w")
+        for wait in range(LOCK_SECONDS + 1):
+            try:
+                fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return self
+            except BlockingIOError:
+                if wait == 1:
+                    self.screen.say(f"waiting for what still works in {self.path}")
+                time.sleep(1)
+        raise RunError(f"{self.path}: another raykd works in it")
+
+    def __exit__(self, *error) -> None:
+        self.resources.close()
+        if self.held:
+            self.held.close()
+
     def stage(self, name: str, kind: str, inputs: Any, work: Callable[[Path], tuple[dict, dict]]) -> dict:
         """Run `work(folder) -> (results, stats)` unless its manifest is there already; returns the results.
 
@@ -85,9 +111,10 @@ class Run:
             if old["fingerprint"] != mark:
                 changed = [k for k in inputs if old["inputs"].get(k) != json.loads(json.dumps(inputs[k], default=str))]
                 raise RunError(f"{folder} was made from other inputs ({', '.join(changed)}): remove it to make it again")
-            self.say(f"{name}: complete, nothing to do")
+            self.screen.say(f"{name}: complete, nothing to do")
             return old["results"]
         folder.mkdir(parents=True, exist_ok=True)
+        self.screen.say(f"{name}: {kind}")
         started = time.time()
         results, stats = work(folder)
         write_json(
@@ -103,7 +130,27 @@ class Run:
                 "stats": stats,
             },
         )
+        if results.get("bad_rows"):
+            self._list_bad_rows()
         return results
+
+    def tolerated(self) -> int:
+        """How many more rows may be left out. Raises DataError where there are too many already."""
+        left = self.recipe.data.max_bad_rows - len(self.bad_rows())
+        if left < 0:
+            raise DataError(f"{self.path / BAD_ROWS}: {len(self.bad_rows())} bad rows, {-left} more than data.max_bad_rows")
+        return left
+
+    def bad_rows(self) -> list[dict]:
+        """Every row that complete stages left out, as {file, line, reason}."""
+        return [row for m in manifests(self.path) for row in m["results"].get("bad_rows", [])]
+
+    def _list_bad_rows(self) -> None:
+        with self.lock:
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.bad_rows())
+            part = self.path / f".{BAD_ROWS}"
+            part.write_text(lines, encoding="utf-8")
+            os.replace(part, self.path / BAD_ROWS)
 
 
 def read_manifest(path: Path) -> dict:
@@ -123,8 +170,6 @@ def manifests(path: Path) -> list[dict]:
 @contextmanager
 def replaced(folder: Path):
     """A new empty folder beside `folder` that takes its place, whole, when the block ends without an error."""
-    import shutil
-
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)

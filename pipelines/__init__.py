@@ -1,0 +1,1 @@
+"""Methods, each a script that reads like its paper's algorithm."""

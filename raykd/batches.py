@@ -1,0 +1,79 @@
+"""Rows to padded tensors: batches of a token budget, planned before they are met.
+
+The plan is a pure function of lengths, budget, seed and epoch, so that a resumed training meets the same batches.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from raykd.losses.tokens import IGNORE
+
+WINDOW = 32  # batches that are shuffled together and then sorted by length
+
+
+def plan(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The global batches of an epoch, as arrays of row numbers; every row is in exactly one.
+
+    lengths is (rows, k): a row's tokens on each side that is padded on its own. A batch's padded size, rows times
+    the sum of the longest of each side, is at most `budget`, unless one row alone is longer.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(lengths))
+    per_batch = max(1, int(budget / max(lengths.sum(axis=1).mean(), 1)))
+    batches = []
+    for start in range(0, len(order), per_batch * WINDOW):
+        window = order[start : start + per_batch * WINDOW]
+        window = window[np.lexsort(lengths[window].T)]
+        batches += _cut(window, lengths, budget)
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def _cut(rows: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Consecutive rows in pieces whose padded size is within the budget."""
+    pieces, start, longest = [], 0, np.zeros(lengths.shape[1], dtype=int)
+    for at, row in enumerate(rows):
+        grown = np.maximum(longest, lengths[row])
+        if at > start and int(grown.sum()) * (at - start + 1) > budget:
+            pieces.append(rows[start:at])
+            start, grown = at, lengths[row]
+        longest = grown
+    return [*pieces, rows[start:]]
+
+
+def by_length(lengths: list[int], budget: int) -> list[np.ndarray]:
+    """Row numbers, longest first, in batches of at most `budget` padded tokens: for generation."""
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    return _cut(order, np.asarray(lengths)[:, None], budget) if len(order) else []
+
+
+def collate(sources: list[list[int]], targets: list[list[int]], pad: int, causal: bool) -> dict[str, torch.Tensor]:
+    """Tensors of a batch of input ids and target ids: input_ids_BS, attention_mask_BS, labels_BT.
+
+    A causal model reads input and target in one sequence and is asked for the target only; its labels are already
+    shifted, so that labels[:, t] is what logits[:, t] must predict, as for an encoder-decoder.
+    """
+    if causal:
+        rows = list(zip(sources, targets, strict=True))
+        inputs = [source + target[:-1] for source, target in rows]
+        labels = [[IGNORE] * (len(source) - 1) + target for source, target in rows]
+    else:
+        inputs, labels = sources, targets
+    return {
+        "input_ids": _pad(inputs, pad),
+        "attention_mask": _pad([[1] * len(row) for row in inputs], 0),
+        "labels": _pad(labels, IGNORE),
+    }
+
+
+def pad_left(rows: list[list[int]], pad: int) -> dict[str, torch.Tensor]:
+    """Prompts for a causal model's generation: input_ids_BS and attention_mask_BS, padded on the left."""
+    flipped = _pad([row[::-1] for row in rows], pad)
+    mask = _pad([[1] * len(row) for row in rows], 0)
+    return {"input_ids": flipped.flip(1), "attention_mask": mask.flip(1)}
+
+
+def _pad(rows: list[list[int]], value: int) -> torch.Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows], dtype=torch.long)

@@ -1,0 +1,107 @@
+"""The command line: `raykd run | check | report`.
+
+Exit codes: 0 done; 1 an error in the run; 2 a recipe or command line that cannot be run; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+from raykd.errors import RaykdError, RecipeError
+
+PIPELINES = {"distill": "pipelines.distill", "mckd": "pipelines.mckd"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except RaykdError as error:
+        print(f"raykd: {error}", file=sys.stderr)
+        return 2 if isinstance(error, RecipeError) else 1
+    except KeyboardInterrupt:
+        print("raykd: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="raykd", description="Distil a large teacher into a small student, on Ray.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command, text in (
+        ("run", _run, "run a recipe, or go on with it"),
+        ("check", _check, "validate a recipe and print it with every default written out"),
+    ):
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
+        sub.add_argument("overrides", nargs="*", metavar="section.field=value", help="values to change")
+        sub.set_defaults(command=command)
+        if name == "run":
+            sub.add_argument("--verbose", action="store_true", help="show what Ray and the engines say")
+    sub = commands.add_parser("report", help="write a run's report again", description="write a run's report again")
+    sub.add_argument("run", type=Path, help="a run folder")
+    sub.set_defaults(command=_report)
+    return parser
+
+
+def _recipe(options: argparse.Namespace):
+    from raykd import recipe
+
+    path = options.recipe
+    if not os.path.exists(path) and "/" not in path:
+        path = _shipped(path) or path
+    return recipe.load(path, options.overrides)
+
+
+def _shipped(name: str) -> Path | None:
+    """The file of a recipe that comes with raykd."""
+    found = importlib.util.find_spec("pipelines")
+    folders = (found.submodule_search_locations if found else None) or []
+    files = [Path(folder) / "recipes" / f"{name.removesuffix('.yaml')}.yaml" for folder in folders]
+    return next((file for file in files if file.exists()), None)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from raykd import recipe
+
+    print(recipe.dump(recipe.resolve(_recipe(options))), end="")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    recipe = _recipe(options)
+    if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") and not os.path.isabs(recipe.output) and "://" not in recipe.output:
+        raise RecipeError(f"output: {recipe.output!r} is relative, and a Ray job's folder vanishes with it: give an absolute path")
+    if importlib.util.find_spec("ray") is None or importlib.util.find_spec("torch") is None:
+        raise RecipeError("this installation only checks recipes; to run them: pip install 'raykd[cpu]' or 'raykd[vllm]'")
+    from raykd.run import Run
+    from raykd.screen import Screen
+
+    pipeline = importlib.import_module(PIPELINES[recipe.method.kind])
+    with Run(recipe, Screen(options.verbose)) as run:
+        student = pipeline.run(run)
+        _report_on(run.path)
+        run.screen.say(f"student: {student}")
+        left_out = len(run.bad_rows())
+        if left_out:
+            run.screen.say(f"{left_out} bad rows were left out, as data.max_bad_rows allows: {run.path / 'bad_rows.jsonl'}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    _report_on(options.run)
+    return 0
+
+
+def _report_on(folder: Path) -> None:
+    from raykd import report
+
+    found = report.write(folder)
+    for arm, values in found["arms"].items():
+        print(f"{arm:>12}  " + "  ".join(f"{name} {value:.2f}" for name, value in values.items()))
+    print(f"report: {folder / 'report.html'}")

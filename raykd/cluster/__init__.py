@@ -1,0 +1,1 @@
+"""All of Ray: nothing outside this package imports it."""

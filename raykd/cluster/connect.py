@@ -1,0 +1,107 @@
+"""Join the cluster that is given, or start Ray on this machine and leave nothing of it behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from raykd.errors import ClusterError
+from raykd.recipe import Cluster
+
+MARK = "RAYKD_RUN"  # in the environment of every process of a local Ray, so that the sweeper can tell them
+OBJECT_STORE = 300 * 1024**2  # bytes, of a local Ray
+
+
+@contextmanager
+def ray_cluster(settings: Cluster, logs: Path, verbose: bool, lock: IO | None = None) -> Iterator[str]:
+    """Ray, connected; yields one line that says to what. Usage statistics are off.
+
+    A Ray started here listens on loopback only, keeps its chatter in `logs`, and is gone when the block ends. A
+    sweeper process sees to that also where this process is killed; it shares `lock`, so that the lock is free only
+    when nothing of the run is left.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # report() waits for this poll
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(settings.wait_minutes * 60)
+    if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        with _joined(verbose) as text:
+            yield text
+    else:
+        with _local(settings, logs, verbose, lock) as text:
+            yield text
+
+
+@contextmanager
+def _joined(verbose: bool) -> Iterator[str]:
+    import ray
+
+    try:
+        ray.init(address="auto", log_to_driver=verbose, logging_level="INFO" if verbose else "ERROR")
+    except ConnectionError as error:
+        address = os.environ.get("RAY_ADDRESS", "auto")
+        raise ClusterError(f"RAY_ADDRESS={address}: no Ray cluster answers: {str(error).splitlines()[0]}") from None
+    _quiet(verbose)
+    try:
+        yield f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}"
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _local(settings: Cluster, logs: Path, verbose: bool, lock: IO | None) -> Iterator[str]:
+    # the system's folder of temporary files: a socket's path may have 107 characters, a run folder's is longer
+    folder = Path(tempfile.mkdtemp(prefix="raykd-"))
+    os.environ[MARK] = folder.name
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # loopback only, and as short-lived as this process
+    sweeper = _sweeper(folder, logs, lock)
+    import ray
+
+    cpus = settings.local_cpus or max(8, os.cpu_count() or 1)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE,
+            _temp_dir=str(folder),
+            _node_ip_address="127.0.0.1",
+            log_to_driver=verbose,
+            logging_level="INFO" if verbose else "ERROR",
+        )
+        _quiet(verbose)
+        yield f"Ray started on this machine: {cpus} logical CPUs"
+    finally:
+        ray.shutdown()
+        assert sweeper.stdin is not None
+        sweeper.stdin.close()  # tells it to sweep
+        sweeper.wait()
+
+
+def _quiet(verbose: bool) -> None:
+    """Ray Data's bars and messages off the user's screen."""
+    import logging
+
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = verbose
+    context.print_on_execution_start = verbose
+    context.execution_options.verbose_progress = False
+    if not verbose:
+        for name in ("ray", "ray.data", "ray.train"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _sweeper(folder: Path, logs: Path, lock: IO | None) -> subprocess.Popen:
+    """A process in a session of its own that outlives this one by a moment; see sweep.py."""
+    script = Path(__file__).with_name("sweep.py")
+    command = [sys.executable, "-S", str(script), MARK, str(folder), str(logs)]
+    quiet = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, **quiet, start_new_session=True, pass_fds=[lock.fileno()] if lock else [])
+

@@ -1,0 +1,51 @@
+"""What the cluster can have, and how many students fit into it at once."""
+
+from __future__ import annotations
+
+import math
+import os
+
+from raykd.errors import ClusterError
+from raykd.recipe import Cluster, Recipe
+
+
+def capacity(settings: Cluster) -> dict[str, float]:
+    """Resources the cluster may grow to: what the recipe says, else what is alive now."""
+    import ray
+
+    alive = ray.cluster_resources()
+    return {**alive, **settings.capacity} if settings.capacity else alive
+
+
+def demands(recipe: Recipe) -> list[tuple[str, dict[str, float], int]]:
+    """What each section of the recipe must get at the least: (field, resources of one, how many at once)."""
+    cluster = recipe.cluster
+    return [
+        ("cluster.teacher", cluster.teacher.resources, cluster.teacher.replicas),
+        ("cluster.student", cluster.student.resources, cluster.student.workers),
+        ("cluster.labelling_students", cluster.labelling_students.resources, cluster.labelling_students.replicas),
+    ]
+
+
+def check(recipe: Recipe) -> None:
+    """Raise ClusterError, in one line, where a section asks for more than the cluster may ever grow to."""
+    have = capacity(recipe.cluster)
+    for field, resources, count in demands(recipe):
+        for name, amount in resources.items():
+            if amount * count > have.get(name, 0):
+                raise ClusterError(
+                    f"{field}: needs {name} {amount:g} x {count}, the cluster may grow to {have.get(name, 0):g} "
+                    "(cluster.capacity says what an autoscaling cluster may grow to)"
+                )
+
+
+def at_once(resources: dict[str, float], count: int, settings: Cluster) -> int:
+    """How many groups of `count` times `resources` fit at the same time; at least one."""
+    have = capacity(settings)
+    fits = [math.floor(have.get(name, 0) / (amount * count)) for name, amount in resources.items() if amount]
+    return max(1, min(fits, default=1))
+
+
+def threads(given: int | None, at_the_same_time: int) -> int:
+    """CPU threads for each of several processes: as the recipe says, else an equal share of this machine's cores."""
+    return given or max(1, len(os.sched_getaffinity(0)) // at_the_same_time)

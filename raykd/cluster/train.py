@@ -1,0 +1,106 @@
+"""Train on Ray Train: one TorchTrainer per model, several at the same time where they fit."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+from ray import train as ray_train
+from ray.train.torch import TorchTrainer
+
+from raykd import training
+from raykd.cluster import resources
+from raykd.errors import RaykdError, TrainingError
+from raykd.recipe import Cluster
+from raykd.training import Job
+
+POLL = 1.0  # seconds between looks at a training's log, for the bars
+
+
+def _worker(config: dict) -> dict:
+    """The body of a Ray Train worker."""
+
+    def report(metrics: dict, folder: Path | None) -> None:
+        checkpoint = ray_train.Checkpoint.from_directory(str(folder)) if folder else None
+        ray_train.report(metrics, checkpoint=checkpoint)
+
+    job = config["job"]
+    held = ray_train.get_checkpoint()
+    try:
+        with held.as_directory() if held else nullcontext() as folder:
+            return training.train(job, report, Path(folder) if folder else None)
+    except RaykdError as error:  # not a lost worker: trying again would end the same way
+        return {"error": str(error)}
+
+
+def together(count: int, cluster: Cluster) -> tuple[int, int]:
+    """How many of `count` trainings run at the same time, and the CPU threads of each of their workers."""
+    workers = cluster.student
+    at_once = min(count, resources.at_once(workers.resources, workers.workers, cluster))
+    return at_once, resources.threads(workers.threads, at_once * workers.workers)
+
+
+def fit(job: Job, cluster: Cluster, progress: Callable[[str, int, str], None]) -> dict:
+    """Train a job; its result, as `training.train` returns it. May be called from several threads at once.
+
+    `progress(name, step, note)` is called about once a second. A job whose folder holds a checkpoint goes on from
+    there. Raises TrainingError, in one line.
+    """
+    workers = cluster.student
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job},
+        scaling_config=ray_train.ScalingConfig(
+            num_workers=workers.workers,
+            use_gpu=workers.resources.get("GPU", 0) > 0,
+            resources_per_worker=dict(workers.resources),
+        ),
+        run_config=ray_train.RunConfig(
+            name="checkpoints",  # the same name in the same folder: Ray goes on from the last checkpoint
+            storage_path=str(Path(job.folder).absolute()),
+            failure_config=ray_train.FailureConfig(max_failures=workers.max_failures),
+            checkpoint_config=ray_train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(job, progress, ended), daemon=True)
+    watcher.start()
+    try:
+        result = trainer.fit().return_value
+    except ray_train.TrainingFailedError as error:
+        raise TrainingError(_cause(job, error)) from error
+    finally:
+        ended.set()
+        watcher.join()
+    if "error" in result:
+        raise TrainingError(result["error"])
+    return result
+
+
+def _cause(job: Job, error: ray_train.TrainingFailedError) -> str:
+    """What ended the worker, in one line."""
+    inner = next(iter(getattr(error, "worker_failures", {}).values()), error)
+    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
+    return f"{job.name}: {lines[-1] if lines else type(inner).__name__}"
+
+
+def _watch(job: Job, progress: Callable[[str, int, str], None], ended: threading.Event) -> None:
+    """Follow a training's log, which is where all its numbers are anyway."""
+    log, offset, last = Path(job.folder) / "log.jsonl", 0, {}
+    while not ended.wait(POLL):
+        if not log.exists() or log.stat().st_size < offset:
+            offset = 0
+            continue
+        with open(log, "rb") as file:
+            file.seek(offset)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        offset += len(whole)
+        for line in whole.splitlines():
+            last.update(json.loads(line))
+        if last:
+            notes = [f"{k.replace('_', ' ')} {last[k]:.3f}" for k in ("loss", "dev_loss") if k in last]
+            progress(job.name, last["step"], ", ".join(notes))

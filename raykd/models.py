@@ -1,0 +1,142 @@
+"""Models and tokenizers: load, build from a configuration, encode, name by content."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raykd.errors import ModelError
+from raykd.recipe import Checkpoint, FromConfig, PretrainedTokenizer, Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
+
+
+def local(path: str) -> Path:
+    """The folder of a model: the folder itself, or the downloaded copy of a hub name. Raises ModelError."""
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise ModelError(f"{path}: no model folder: it has no config.json")
+        return folder
+    if folder.is_absolute() or path.startswith(".") or path.count("/") != 1:
+        raise ModelError(f"{path}: no such model folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+    except Exception as error:  # the hub client raises dozens of kinds
+        raise ModelError(f"{path}: no such folder, and not to be had from the hub ({type(error).__name__})") from None
+
+
+def content_hash(folder: Path) -> str:
+    """16 hex digits that name a model's weights, configuration and tokenizer by content."""
+    names = ("config.json", "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "merges.txt")
+    files = sorted([*folder.glob("*.safetensors"), *(folder / n for n in names if (folder / n).exists())])
+    if not any(f.suffix == ".safetensors" for f in files):
+        raise ModelError(f"{folder}: no safetensors weights")
+    total = hashlib.sha256()
+    for file in files:
+        total.update(file.name.encode())
+        with open(file, "rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()[:16]
+
+
+def build_tokenizer(spec: Tokenizer, texts: list[str], folder: Path) -> None:
+    """Save into `folder` the tokenizer that models with random weights use; texts are those it must know."""
+    if isinstance(spec, PretrainedTokenizer):
+        load_tokenizer(spec.path).save_pretrained(folder)
+        return
+    from tokenizers import Tokenizer as Words
+    from tokenizers import models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = sorted({word for text in texts for word in text.split()} - {PAD, END, UNKNOWN})
+    vocabulary = [PAD, END, UNKNOWN, *(w for w in dict.fromkeys(spec.extra) if w not in words), *words]
+    made = Words(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=UNKNOWN))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=made, pad_token=PAD, eos_token=END, unk_token=UNKNOWN).save_pretrained(folder)
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """A tokenizer with a padding token. Raises ModelError."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: no tokenizer: {str(error).splitlines()[0]}") from None
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{path}: the tokenizer has no end-of-sequence token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def configuration(spec: FromConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The `transformers` configuration of a model with random weights. Raises ModelError for unknown settings."""
+    from transformers import AutoConfig
+
+    try:
+        known = AutoConfig.for_model(spec.model_type).to_dict()
+    except ValueError:
+        raise ModelError(f"model_type {spec.model_type!r}: transformers knows no such model") from None
+    for name in spec.settings:
+        if name not in known:  # transformers would keep it and ignore it
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ModelError(f"settings.{name}: {spec.model_type} has no such setting{near and f'; {near[0]}?' or ''}")
+    ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    ids["bos_token_id"] = tokenizer.bos_token_id
+    if known.get("is_encoder_decoder"):
+        ids["decoder_start_token_id"] = tokenizer.pad_token_id
+    return AutoConfig.for_model(spec.model_type, **{**ids, **spec.settings})
+
+
+def load(spec: Checkpoint | FromConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A model in float32 on the CPU, as wide as the tokenizer needs. Random weights come from torch's seed."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    folder = local(spec.path) if isinstance(spec, Checkpoint) else None
+    config = AutoConfig.from_pretrained(folder) if folder else configuration(spec, tokenizer)  # type: ignore[arg-type]
+    family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    if folder:
+        model = family.from_pretrained(folder, dtype="float32")
+    else:
+        model = family.from_config(config)
+    if model.get_input_embeddings().num_embeddings < len(tokenizer):
+        raise ModelError(
+            f"the model embeds {model.get_input_embeddings().num_embeddings} tokens, its tokenizer has {len(tokenizer)}"
+        )
+    return model
+
+
+def is_encoder_decoder(spec: Checkpoint | FromConfig) -> bool:
+    """Whether a model reads its input with an encoder of its own."""
+    from transformers import AutoConfig
+
+    if isinstance(spec, Checkpoint):
+        return AutoConfig.from_pretrained(local(spec.path)).is_encoder_decoder
+    return bool(AutoConfig.for_model(spec.model_type).is_encoder_decoder)
+
+
+def encode_inputs(tokenizer: PreTrainedTokenizerBase, texts: list[str], encoder: bool) -> list[list[int]]:
+    """Token ids of prompts: one end token for an encoder, none before a causal model's continuation.
+
+    Training and every engine encode through here, so that a served model reads what it was trained to read.
+    """
+    end = tokenizer.eos_token_id
+    rows = tokenizer(texts).input_ids if texts else []
+    bare = [row[:-1] if row and row[-1] == end else row for row in rows]
+    return [[*row, end] for row in bare] if encoder else bare
+
+
+def encode_targets(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Token ids of targets, each closed by one end token."""
+    end = tokenizer.eos_token_id
+    rows = tokenizer(text_target=texts, add_special_tokens=False).input_ids if texts else []
+    return [[*row, end] for row in rows]

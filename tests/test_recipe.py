@@ -1,0 +1,118 @@
+"""Recipes: what is refused, and how it is said."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from raykd import recipe
+from raykd.errors import RecipeError
+
+SHIPPED = sorted((Path(__file__).parents[1] / "pipelines" / "recipes").glob("*.yaml"))
+
+SMALL = """
+name: small
+method: {kind: distill}
+data: {unlabelled: {kind: jsonl, path: rows.jsonl}}
+teacher: {model: {kind: checkpoint, path: teacher}}
+student:
+  model: {kind: checkpoint, path: student}
+  training: {learning_rate: 0.001, max_steps: 10}
+"""
+
+
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_every_shipped_recipe_loads_and_survives_being_written(path, tmp_path):
+    loaded = recipe.load(path)
+    again = tmp_path / "again.yaml"
+    again.write_text(recipe.dump(loaded))
+    assert recipe.load(again) == loaded
+    assert recipe.differences(recipe.load(again), loaded) == []
+
+
+def test_there_are_shipped_recipes():
+    assert "demo" in [path.stem for path in SHIPPED]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("student.training.learing_rate=1", ["student.training.learing_rate", "unknown key", "learning_rate"]),
+        ("studnt.model=1", ["studnt", "unknown key", "did you mean student?"]),
+        ("data.unlabelled.pth=x", ["data.unlabelled.pth", "did you mean path?"]),
+        ("student.training.max_steps=0", ["student.training.max_steps", "found 0"]),
+        ("student.training.epochs=1", ["student.training", "exactly one of max_steps and epochs"]),
+        ("teacher.sampling.n=4", ["teacher.sampling", "temperature"]),
+        ("method.kind=magic", ["method", "distill"]),
+        ("arms.distilled=true", ["arms.distilled does nothing"]),
+        ("metrics=[bleu]", ["metrics do nothing without data.test"]),
+        ("tokenizer={kind: words}", ["tokenizer does nothing"]),
+        ("teacher.model={kind: config, model_type: llama}", ["needs the section tokenizer"]),
+        ("teacher.fine_tune={learning_rate: 1, max_steps: 1}", ["teacher.fine_tune needs data.gold"]),
+        ("student.sampling={n: 2, temperature: 1}", ["student.sampling.n"]),
+        ("nonsense", ["override 'nonsense'", "section.field=value"]),
+        ("name.deeper=1", ["name is no section"]),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(small, override, words):
+    with pytest.raises(RecipeError) as error:
+        recipe.load(small, [override])
+    text = str(error.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("text", "word"), [("[1, 2", "not YAML"), ("- 1\n", "expected a mapping"), ("", "expected a mapping")]
+)
+def test_a_file_that_is_no_recipe(tmp_path, text, word):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=word):
+        recipe.load(path)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(RecipeError, match="no such recipe"):
+        recipe.load(tmp_path / "none.yaml")
+
+
+def test_overrides_reach_their_field(small):
+    changed = recipe.load(small, ["student.training.learning_rate=0.5", "cluster.teacher.replicas=3", "seed=7"])
+    assert (changed.student.training.learning_rate, changed.cluster.teacher.replicas, changed.seed) == (0.5, 3, 7)
+    assert recipe.differences(recipe.load(small), changed) == [
+        "seed: 0 -> 7",
+        "student.training.learning_rate: 0.001 -> 0.5",
+    ]  # the cluster does not change what a run computes
+
+
+def test_resolving_makes_paths_absolute_and_leaves_hub_names(small, tmp_path, monkeypatch):
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    monkeypatch.chdir(tmp_path)
+    resolved = recipe.resolve(recipe.load(small))
+    assert resolved.data.unlabelled.path == str(tmp_path / "rows.jsonl")
+    assert resolved.output == str(tmp_path / "runs")
+    assert resolved.student.model.path == "student"  # no such folder here: a hub name
+    assert recipe.resolve(resolved) == resolved
+
+
+def test_check_is_quick_and_loads_neither_torch_nor_ray():
+    code = (
+        "import sys; from raykd.cli import main; code = main(['check', 'demo']);"
+        "assert not {'torch', 'ray', 'vllm', 'transformers'} & set(sys.modules); sys.exit(code)"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    assert "num_decoder_layers: 2" in done.stdout
+    assert time.monotonic() - started < 10  # two seconds is what is promised; this machine may be busy
