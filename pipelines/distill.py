@@ -2,7 +2,7 @@
 
 from raykd import stages
 from raykd.run import Run
-from raykd.stages import Sets
+from raykd.stages import Example, Lesson, Sets
 
 
 def run(run: Run) -> str:
@@ -10,12 +10,12 @@ def run(run: Run) -> str:
     rows = stages.read_rows(run)
     teacher = stages.fine_tuned(run, rows)
     labelled = label(run, rows, teacher)
-    student = distil(run, rows, labelled)
-    control(run, rows)
-    return student
+    trained = stages.train(run, rows, {"distilled": Lesson(labelled), **gold_only(run, rows)})
+    score(run, rows, trained)
+    return trained["distilled"]["model"]
 
 
-def label(run: Run, rows: Sets, teacher: str) -> list[stages.Example]:
+def label(run: Run, rows: Sets, teacher: str) -> list[Example]:
     """The unlabelled inputs with the teacher's answers; the test inputs go along, so that its engine starts once."""
     inputs = {e.input for e in rows.unlabelled}
     answered = stages.label(run, "teacher/labels", teacher, run.recipe.teacher, rows.unlabelled + rows.test)
@@ -25,20 +25,20 @@ def label(run: Run, rows: Sets, teacher: str) -> list[stages.Example]:
     return labelled
 
 
-def distil(run: Run, rows: Sets, labelled: list[stages.Example]) -> str:
-    """A student on all of the teacher's answers."""
-    model = stages.train(run, rows, {"distilled": labelled})[0]["model"]
-    stages.evaluate(run, "distilled", model, run.recipe.student, rows.test)
-    return model
+def gold_only(run: Run, rows: Sets) -> dict[str, Lesson]:
+    """The control arm: the student on gold pairs alone, at several learning rates; empty if not asked for."""
+    arm, training = run.recipe.arms.gold_only, run.recipe.student.training
+    rates = (arm.learning_rates or [training.learning_rate]) if arm else []
+    tries = {rate: training.model_copy(update={"learning_rate": rate}) for rate in rates}
+    return {f"gold_only/lr-{rate:g}": Lesson(rows.control, way, rows.dev) for rate, way in tries.items()}
 
 
-def control(run: Run, rows: Sets) -> None:
-    """The same student on gold pairs alone, at the best of several learning rates, where the recipe asks for it."""
-    arm = run.recipe.arms.gold_only
-    if arm is None:
-        return
-    training = run.recipe.student.training
-    rates = arm.learning_rates or [training.learning_rate]
-    tries = {f"gold_only/lr-{rate:g}": training.model_copy(update={"learning_rate": rate}) for rate in rates}
-    trained = stages.train(run, rows, dict.fromkeys(tries, rows.control), training=tries, dev=rows.dev)
-    stages.evaluate(run, "gold_only", stages.best(trained)["model"], run.recipe.student, rows.test)
+def score(run: Run, rows: Sets, trained: dict[str, dict]) -> None:
+    """Evaluate each arm's student; of the control arm's, the one with the best dev loss."""
+    best = {}
+    for name, result in sorted(trained.items(), key=lambda item: -item[1]["dev_loss"]):
+        best["mckd" if name.startswith("mckd") else name.partition("/")[0]] = result["model"]
+    student = run.recipe.student
+    stages.together(
+        run, [lambda a=arm, m=model: stages.evaluate(run, a, m, student, rows.test) for arm, model in best.items()]
+    )

@@ -75,21 +75,33 @@ def _check(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     recipe = _recipe(options)
-    if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") and not os.path.isabs(recipe.output) and "://" not in recipe.output:
-        raise RecipeError(f"output: {recipe.output!r} is relative, and a Ray job's folder vanishes with it: give an absolute path")
+    if (
+        os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
+        and not os.path.isabs(recipe.output)
+        and "://" not in recipe.output
+    ):
+        raise RecipeError(
+            f"output: {recipe.output!r} is relative, and a Ray job's folder vanishes with it: give an absolute path"
+        )
     if importlib.util.find_spec("ray") is None or importlib.util.find_spec("torch") is None:
-        raise RecipeError("this installation only checks recipes; to run them: pip install 'raykd[cpu]' or 'raykd[vllm]'")
+        raise RecipeError(
+            "this installation only checks recipes; to run them: pip install 'raykd[cpu]' or 'raykd[vllm]'"
+        )
     from raykd.run import Run
     from raykd.screen import Screen
 
     pipeline = importlib.import_module(PIPELINES[recipe.method.kind])
-    with Run(recipe, Screen(options.verbose)) as run:
+    screen = Screen(options.verbose)
+    run = Run(recipe, screen)
+    with screen.quiet(run.path / "logs" / "driver.log"), run:
         student = pipeline.run(run)
         _report_on(run.path)
         run.screen.say(f"student: {student}")
         left_out = len(run.bad_rows())
         if left_out:
-            run.screen.say(f"{left_out} bad rows were left out, as data.max_bad_rows allows: {run.path / 'bad_rows.jsonl'}")
+            run.screen.say(
+                f"{left_out} bad rows were left out, as data.max_bad_rows allows: {run.path / 'bad_rows.jsonl'}"
+            )
     return 0
 
 

@@ -1,14 +1,14 @@
 """Every error raykd raises on purpose. Each message is one line that a person can act on.
 
-    RaykdError
-    ├── RecipeError    a recipe that cannot be run: names the field, the value found, the value expected
-    ├── DataError      rows that cannot be used: names the file and the line
-    ├── ModelError     a model or tokenizer that is missing or does not fit
-    ├── StoreError     a pseudo-target store that is damaged or was written by something else
-    ├── EngineError    an engine that cannot generate
-    ├── TrainingError  a training that cannot go on
-    ├── ClusterError   more resources asked for than the cluster can have
-    └── RunError       a run folder that holds another recipe, or no run at all
+RaykdError
+├── RecipeError    a recipe that cannot be run: names the field, the value found, the value expected
+├── DataError      rows that cannot be used: names the file and the line
+├── ModelError     a model or tokenizer that is missing or does not fit
+├── StoreError     a pseudo-target store that is damaged or was written by something else
+├── EngineError    an engine that cannot generate
+├── TrainingError  a training that cannot go on
+├── ClusterError   more resources asked for than the cluster can have
+└── RunError       a run folder that holds another recipe, or no run at all
 """
 
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raykd.errors import ModelError
 from raykd.recipe import Checkpoint, FromConfig, PretrainedTokenizer, Tokenizer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
@@ -60,10 +57,12 @@ def build_tokenizer(spec: Tokenizer, texts: list[str], folder: Path) -> None:
     vocabulary = [PAD, END, UNKNOWN, *(w for w in dict.fromkeys(spec.extra) if w not in words), *words]
     made = Words(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=UNKNOWN))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=made, pad_token=PAD, eos_token=END, unk_token=UNKNOWN).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=made, pad_token=PAD, eos_token=END, unk_token=UNKNOWN).save_pretrained(
+        folder
+    )
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str | Path) -> Any:
     """A tokenizer with a padding token. Raises ModelError."""
     from transformers import AutoTokenizer
 
@@ -78,7 +77,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def configuration(spec: FromConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
+def configuration(spec: FromConfig, tokenizer: Any) -> Any:
     """The `transformers` configuration of a model with random weights. Raises ModelError for unknown settings."""
     from transformers import AutoConfig
 
@@ -97,21 +96,22 @@ def configuration(spec: FromConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
     return AutoConfig.for_model(spec.model_type, **{**ids, **spec.settings})
 
 
-def load(spec: Checkpoint | FromConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def load(spec: Checkpoint | FromConfig, tokenizer: Any) -> Any:
     """A model in float32 on the CPU, as wide as the tokenizer needs. Random weights come from torch's seed."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    folder = local(spec.path) if isinstance(spec, Checkpoint) else None
-    config = AutoConfig.from_pretrained(folder) if folder else configuration(spec, tokenizer)  # type: ignore[arg-type]
+    config = (
+        AutoConfig.from_pretrained(local(spec.path)) if isinstance(spec, Checkpoint) else configuration(spec, tokenizer)
+    )
     family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    if folder:
-        model = family.from_pretrained(folder, dtype="float32")
+    if isinstance(spec, Checkpoint):
+        model = family.from_pretrained(local(spec.path), dtype="float32")
     else:
         model = family.from_config(config)
-    if model.get_input_embeddings().num_embeddings < len(tokenizer):
-        raise ModelError(
-            f"the model embeds {model.get_input_embeddings().num_embeddings} tokens, its tokenizer has {len(tokenizer)}"
-        )
+    embedding: Any = model.get_input_embeddings()
+    width = embedding.weight.shape[0]
+    if width < len(tokenizer):
+        raise ModelError(f"the model embeds {width} tokens, its tokenizer has {len(tokenizer)}")
     return model
 
 
@@ -124,7 +124,7 @@ def is_encoder_decoder(spec: Checkpoint | FromConfig) -> bool:
     return bool(AutoConfig.for_model(spec.model_type).is_encoder_decoder)
 
 
-def encode_inputs(tokenizer: PreTrainedTokenizerBase, texts: list[str], encoder: bool) -> list[list[int]]:
+def encode_inputs(tokenizer: Any, texts: list[str], encoder: bool) -> list[list[int]]:
     """Token ids of prompts: one end token for an encoder, none before a causal model's continuation.
 
     Training and every engine encode through here, so that a served model reads what it was trained to read.
@@ -135,7 +135,7 @@ def encode_inputs(tokenizer: PreTrainedTokenizerBase, texts: list[str], encoder:
     return [[*row, end] for row in bare] if encoder else bare
 
 
-def encode_targets(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+def encode_targets(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """Token ids of targets, each closed by one end token."""
     end = tokenizer.eos_token_id
     rows = tokenizer(text_target=texts, add_special_tokens=False).input_ids if texts else []

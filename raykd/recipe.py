@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -29,9 +29,9 @@ class Columns(Section):
     """Which columns of a file hold what."""
 
     input: str = "input"
-    target: str | None = Field(None, description="gold target; leave out where there is none")
-    references: str | None = Field(None, description="a list of further right targets, for scoring only")
-    id: str | None = Field(None, description="a name of the row; default: its place in the file")
+    target: str | None = Field(default=None, description="gold target; leave out where there is none")
+    references: str | None = Field(default=None, description="a list of further right targets, for scoring only")
+    id: str | None = Field(default=None, description="a name of the row; default: its place in the file")
 
 
 class FileRows(Section):
@@ -40,7 +40,7 @@ class FileRows(Section):
     kind: Literal["jsonl", "csv", "parquet"]
     path: str
     columns: Columns = Columns()
-    limit: int | None = Field(None, ge=1, description="rows; the first ones")
+    limit: int | None = Field(default=None, ge=1, description="rows; the first ones")
 
 
 class DatasetRows(Section):
@@ -51,7 +51,7 @@ class DatasetRows(Section):
     config: str | None = None
     split: str = "train"
     columns: Columns = Columns()
-    limit: int | None = Field(None, ge=1, description="rows; the first ones")
+    limit: int | None = Field(default=None, ge=1, description="rows; the first ones")
 
 
 class FunctionRows(Section):
@@ -60,20 +60,20 @@ class FunctionRows(Section):
     kind: Literal["function"]
     function: str = Field(pattern=r"^[\w.]+:\w+$")
     arguments: dict[str, Any] = {}
-    limit: int | None = Field(None, ge=1, description="rows; the first ones")
+    limit: int | None = Field(default=None, ge=1, description="rows; the first ones")
 
 
-Rows = Annotated[Union[FileRows, DatasetRows, FunctionRows], Field(discriminator="kind")]
+Rows = Annotated[FileRows | DatasetRows | FunctionRows, Field(discriminator="kind")]
 
 
 class Data(Section):
     """Where rows come from, and how many may be bad."""
 
     unlabelled: Rows = Field(description="inputs the teacher labels; a target column serves the report only")
-    gold: Rows | None = Field(None, description="pairs to fine-tune the teacher on")
-    dev: Rows | None = Field(None, description="pairs that choose the teacher's and the control arm's checkpoint")
-    test: Rows | None = Field(None, description="pairs every arm is scored on")
-    max_bad_rows: int = Field(0, ge=0, description="rows left out (and reported) before the run is refused")
+    gold: Rows | None = Field(default=None, description="pairs to fine-tune the teacher on")
+    dev: Rows | None = Field(default=None, description="pairs that choose the teacher's and control arm's checkpoint")
+    test: Rows | None = Field(default=None, description="pairs every arm is scored on")
+    max_bad_rows: int = Field(default=0, ge=0, description="rows left out (and reported) before the run is refused")
     licence: str = "not stated"
 
 
@@ -84,7 +84,7 @@ class WordsTokenizer(Section):
     """One token per blank-separated word of gold pairs and unlabelled inputs."""
 
     kind: Literal["words"]
-    extra: list[str] = Field([], description="further words, such as a prompt's separator")
+    extra: list[str] = Field(default=[], description="further words, such as a prompt's separator")
 
 
 class PretrainedTokenizer(Section):
@@ -94,7 +94,7 @@ class PretrainedTokenizer(Section):
     path: str
 
 
-Tokenizer = Annotated[Union[WordsTokenizer, PretrainedTokenizer], Field(discriminator="kind")]
+Tokenizer = Annotated[WordsTokenizer | PretrainedTokenizer, Field(discriminator="kind")]
 
 
 class Checkpoint(Section):
@@ -112,26 +112,26 @@ class FromConfig(Section):
     settings: dict[str, Any] = {}
 
 
-Model = Annotated[Union[Checkpoint, FromConfig], Field(discriminator="kind")]
+Model = Annotated[Checkpoint | FromConfig, Field(discriminator="kind")]
 
 
 class Training(Section):
     """How one model is trained."""
 
     learning_rate: float = Field(gt=0)
-    max_steps: int | None = Field(None, ge=1, description="optimizer steps; give this or epochs")
-    epochs: float | None = Field(None, gt=0, description="passes over the rows; give this or max_steps")
-    batch_tokens: int = Field(2048, ge=1, description="padded tokens (inputs and targets) of a global batch, at most")
+    max_steps: int | None = Field(default=None, ge=1, description="optimizer steps; give this or epochs")
+    epochs: float | None = Field(default=None, gt=0, description="passes over the rows; give this or max_steps")
+    batch_tokens: int = Field(default=2048, ge=1, description="padded tokens of a global batch, both sides, at most")
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"] = "linear"
-    warmup_ratio: float = Field(0.1, ge=0, le=1, description="share of the steps")
-    weight_decay: float = Field(0.01, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    max_input_tokens: int = Field(512, ge=1, description="an input that is longer is a bad row")
-    max_target_tokens: int = Field(128, ge=1, description="a target that is longer is a bad row")
-    loss: str = Field("cross_entropy", description="a name in raykd.losses.LOSSES, or module:function")
-    evaluate_every: int = Field(200, ge=1, description="optimizer steps between dev losses and checkpoints")
-    patience: int | None = Field(None, ge=1, description="evaluations without a better dev loss before stopping")
-    holdout: float = Field(0.05, gt=0, lt=0.5, description="share of the rows kept out as dev where none are given")
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1, description="share of the steps")
+    weight_decay: float = Field(default=0.01, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_input_tokens: int = Field(default=512, ge=1, description="an input that is longer is a bad row")
+    max_target_tokens: int = Field(default=128, ge=1, description="a target that is longer is a bad row")
+    loss: str = Field(default="cross_entropy", description="a name in raykd.losses.LOSSES, or module:function")
+    evaluate_every: int = Field(default=200, ge=1, description="optimizer steps between dev losses and checkpoints")
+    patience: int | None = Field(default=None, ge=1, description="evaluations without a better dev loss, then stop")
+    holdout: float = Field(default=0.05, gt=0, lt=0.5, description="share of the rows held out where no dev is given")
     precision: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
@@ -148,34 +148,34 @@ class VllmEngine(Section):
     """vLLM: decoder-only models."""
 
     kind: Literal["vllm"]
-    arguments: dict[str, Any] = Field({}, description="passed to vllm.AsyncEngineArgs as they are")
+    arguments: dict[str, Any] = Field(default={}, description="passed to vllm.AsyncEngineArgs as they are")
 
 
 class TransformersEngine(Section):
     """`transformers` generate: encoder-decoder models, and decoder-only ones where vLLM has no build."""
 
     kind: Literal["transformers"]
-    batch_tokens: int = Field(16384, ge=1, description="padded prompt tokens generated from at once, at most")
+    batch_tokens: int = Field(default=16384, ge=1, description="padded prompt tokens generated from at once, at most")
 
 
 class ScriptedEngine(Section):
     """A double for tests: answers each prompt by `module:function(prompt, sample) -> text`."""
 
     kind: Literal["scripted"]
-    function: str = Field("raykd.engines.scripted:echo", pattern=r"^[\w.]+:\w+$")
+    function: str = Field(default="raykd.engines.scripted:echo", pattern=r"^[\w.]+:\w+$")
 
 
-Engine = Annotated[Union[VllmEngine, TransformersEngine, ScriptedEngine], Field(discriminator="kind")]
+Engine = Annotated[VllmEngine | TransformersEngine | ScriptedEngine, Field(discriminator="kind")]
 
 
 class Sampling(Section):
     """How a model decodes; the names are vLLM's."""
 
-    n: int = Field(1, ge=1, description="samples per input")
-    temperature: float = Field(0.0, ge=0, description="0 is greedy")
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0, description="0 is all")
-    max_tokens: int = Field(128, ge=1)
+    n: int = Field(default=1, ge=1, description="samples per input")
+    temperature: float = Field(default=0.0, ge=0, description="0 is greedy")
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0, description="0 is all")
+    max_tokens: int = Field(default=128, ge=1)
 
     @model_validator(mode="after")
     def _greedy_is_one(self) -> Sampling:
@@ -190,11 +190,11 @@ class Teacher(Section):
     """The model that writes pseudo-targets."""
 
     model: Model
-    fine_tune: Training | None = Field(None, description="train it on data.gold first")
-    prompt: str = Field("{input}", pattern=r"\{input\}", description="template around each input")
+    fine_tune: Training | None = Field(default=None, description="train it on data.gold first")
+    prompt: str = Field(default="{input}", pattern=r"\{input\}", description="template around each input")
     engine: Engine = VllmEngine(kind="vllm")
     sampling: Sampling = Sampling()
-    shard_rows: int = Field(1024, ge=1, description="inputs per shard of the store: what a kill can cost")
+    shard_rows: int = Field(default=1024, ge=1, description="inputs per shard of the store: what a kill can cost")
     licence: str = "not stated"
 
 
@@ -203,10 +203,10 @@ class Student(Section):
 
     model: Model
     training: Training
-    prompt: str = Field("{input}", pattern=r"\{input\}", description="template around each input")
+    prompt: str = Field(default="{input}", pattern=r"\{input\}", description="template around each input")
     engine: Engine = TransformersEngine(kind="transformers")
     sampling: Sampling = Sampling()
-    shard_rows: int = Field(4096, ge=1, description="inputs per shard of the store: what a kill can cost")
+    shard_rows: int = Field(default=4096, ge=1, description="inputs per shard of the store: what a kill can cost")
 
 
 # --------------------------------------------------------------------------------------- methods and arms
@@ -222,25 +222,25 @@ class Mckd(Section):
     """Multistage collaborative distillation (Zhao et al., ACL 2024)."""
 
     kind: Literal["mckd"]
-    partitions: int = Field(2, ge=2)
-    stages: int = Field(2, ge=2, description="student generations: stages - 1 rounds of pairs, then the final one")
+    partitions: int = Field(default=2, ge=2)
+    stages: int = Field(default=2, ge=2, description="generations: stages - 1 rounds, then the final student")
 
 
-Method = Annotated[Union[Distill, Mckd], Field(discriminator="kind")]
+Method = Annotated[Distill | Mckd, Field(discriminator="kind")]
 
 
 class GoldOnly(Section):
     """The control arm: the student without a teacher."""
 
     rows: Rows = Field(description="the pairs it may learn from")
-    learning_rates: list[float] = Field([], description="tried in turn, best on data.dev kept; empty: the student's")
+    learning_rates: list[float] = Field(default=[], description="best on data.dev is kept; empty: the student's")
 
 
 class Arms(Section):
     """What is trained beside the method, to compare with."""
 
     gold_only: GoldOnly | None = None
-    distilled: bool = Field(False, description="plain distillation, beside mckd")
+    distilled: bool = Field(default=False, description="plain distillation, beside mckd")
 
 
 # ---------------------------------------------------------------------------------------------- cluster
@@ -249,18 +249,18 @@ class Arms(Section):
 class Actors(Section):
     """What each engine actor takes."""
 
-    replicas: int = Field(1, ge=1)
-    resources: dict[str, float] = Field({"CPU": 1}, description="of Ray, per replica: CPU, GPU, custom ones")
-    threads: int | None = Field(None, ge=1, description="CPU threads per replica; default: the machine's share")
+    replicas: int = Field(default=1, ge=1)
+    resources: dict[str, float] = Field(default={"CPU": 1}, description="of Ray, per replica: CPU, GPU, custom ones")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads per replica; default: the machine's share")
 
 
 class Workers(Section):
     """What each student takes."""
 
-    workers: int = Field(1, ge=1, description="data parallel workers per student")
-    resources: dict[str, float] = Field({"CPU": 1}, description="of Ray, per worker: CPU, GPU, custom ones")
-    threads: int | None = Field(None, ge=1, description="CPU threads per worker; default: the machine's share")
-    max_failures: int = Field(3, ge=0, description="workers lost before the run fails")
+    workers: int = Field(default=1, ge=1, description="data parallel workers per student")
+    resources: dict[str, float] = Field(default={"CPU": 1}, description="of Ray, per worker: CPU, GPU, custom ones")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads per worker; default: the machine's share")
+    max_failures: int = Field(default=3, ge=0, description="workers lost before the run fails")
 
 
 class Cluster(Section):
@@ -269,11 +269,13 @@ class Cluster(Section):
     teacher: Actors = Actors()
     student: Workers = Workers()
     labelling_students: Actors = Actors()
-    local_cpus: int | None = Field(None, ge=4, description="logical CPUs of a Ray started here; default: max(8, cores)")
-    capacity: dict[str, float] | None = Field(
-        None, description="what an autoscaling cluster may grow to; default: what is alive"
+    local_cpus: int | None = Field(
+        default=None, ge=4, description="logical CPUs of a local Ray; default: max(8, cores)"
     )
-    wait_minutes: float = Field(10, gt=0, description="how long to wait for resources that may still come")
+    capacity: dict[str, float] | None = Field(
+        default=None, description="what an autoscaling cluster may grow to; default: what is alive"
+    )
+    wait_minutes: float = Field(default=10, gt=0, description="how long to wait for resources that may still come")
 
 
 class Recipe(Section):
@@ -281,15 +283,15 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run folder, below output")
     description: str = ""
-    output: str = Field("runs", description="folder of run folders and stores")
+    output: str = Field(default="runs", description="folder of run folders and stores")
     seed: int = 0
     method: Method
     data: Data
-    tokenizer: Tokenizer | None = Field(None, description="of models with random weights")
+    tokenizer: Tokenizer | None = Field(default=None, description="of models with random weights")
     teacher: Teacher
     student: Student
     arms: Arms = Arms()
-    metrics: list[str] = Field([], description="names in raykd.metrics.METRICS, or module:function")
+    metrics: list[str] = Field(default=[], description="names in raykd.metrics.METRICS, or module:function")
     cluster: Cluster = Cluster()
 
     @model_validator(mode="after")
@@ -303,7 +305,11 @@ class Recipe(Section):
             raise ValueError("teacher.fine_tune needs data.gold")
         if self.data.gold is not None and not self.teacher.fine_tune:
             raise ValueError("data.gold does nothing without teacher.fine_tune")
-        if self.teacher.model.kind == "config" and not self.teacher.fine_tune and self.teacher.engine.kind != "scripted":
+        if (
+            self.teacher.model.kind == "config"
+            and not self.teacher.fine_tune
+            and self.teacher.engine.kind != "scripted"
+        ):
             raise ValueError("a teacher of kind config has random weights: it needs teacher.fine_tune")
         if self.arms.distilled and self.method.kind == "distill":
             raise ValueError("arms.distilled does nothing: the method is distill already")
@@ -423,7 +429,9 @@ def _one_line(error: Any) -> str:
         known = fields[0] if fields else None
     message = error["msg"].removeprefix("Value error, ")
     found = error.get("input")
-    shown = f", found {found!r}" if at and not isinstance(found, (dict, BaseModel)) and error["type"] != "missing" else ""
+    shown = (
+        f", found {found!r}" if at and not isinstance(found, (dict, BaseModel)) and error["type"] != "missing" else ""
+    )
     return f"{'.'.join(at)}: {message}{shown}" if at else message
 
 

@@ -58,6 +58,7 @@ class Run:
         self.screen = screen or Screen()
         self.lock = threading.Lock()
         self.resources = ExitStack()  # what stages opened for the whole run: the cluster
+        self.known: set[str] = set()  # complete stages the user has heard of
         self.connected = False
         self.held: IO | None = None  # the lock on the folder
         self.passes = 1  # labelling passes that run at the same time
@@ -110,8 +111,12 @@ class Run:
             old = read_manifest(manifest)
             if old["fingerprint"] != mark:
                 changed = [k for k in inputs if old["inputs"].get(k) != json.loads(json.dumps(inputs[k], default=str))]
-                raise RunError(f"{folder} was made from other inputs ({', '.join(changed)}): remove it to make it again")
-            self.screen.say(f"{name}: complete, nothing to do")
+                raise RunError(
+                    f"{folder} was made from other inputs ({', '.join(changed)}): remove it to make it again"
+                )
+            if name not in self.known:
+                self.screen.say(f"{name}: complete, nothing to do")
+            self.known.add(name)
             return old["results"]
         folder.mkdir(parents=True, exist_ok=True)
         self.screen.say(f"{name}: {kind}")
@@ -130,6 +135,7 @@ class Run:
                 "stats": stats,
             },
         )
+        self.known.add(name)
         if results.get("bad_rows"):
             self._list_bad_rows()
         return results
@@ -138,7 +144,9 @@ class Run:
         """How many more rows may be left out. Raises DataError where there are too many already."""
         left = self.recipe.data.max_bad_rows - len(self.bad_rows())
         if left < 0:
-            raise DataError(f"{self.path / BAD_ROWS}: {len(self.bad_rows())} bad rows, {-left} more than data.max_bad_rows")
+            raise DataError(
+                f"{self.path / BAD_ROWS}: {len(self.bad_rows())} bad rows, {-left} more than data.max_bad_rows"
+            )
         return left
 
     def bad_rows(self) -> list[dict]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class Screen:
@@ -17,6 +19,24 @@ class Screen:
         self.lock = threading.Lock()
         self.progress = None
         self.bars = 0
+
+    @contextmanager
+    def quiet(self, chatter: Path):
+        """Standard error goes to a file while the block runs, unless the user asked to see it: there libraries chat."""
+        if self.verbose:
+            yield
+            return
+        chatter.parent.mkdir(parents=True, exist_ok=True)
+        sys.stderr.flush()
+        kept = os.dup(2)
+        with open(chatter, "ab") as file:
+            os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
 
     def say(self, text: str) -> None:
         """One line, with the minutes and seconds since the start before it."""
@@ -40,7 +60,14 @@ class Screen:
 
     @contextmanager
     def _live(self):
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            ProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
         from rich.text import Text
 
         class Rate(ProgressColumn):
@@ -64,15 +91,16 @@ class Screen:
                     self.progress = None
 
     def _lines(self, name: str, total: int, unit: str):
-        begun, first, shown = time.monotonic(), None, [0.0]
+        begun, first, shown = 0.0, -1, 0.0
 
         def update(done: int, note: str = "") -> None:
-            nonlocal first
+            nonlocal begun, first, shown
             now = time.monotonic()
-            first = done if first is None else first  # what a resumed run had already is not its rate
-            if now - shown[0] < self.every or done == first:
+            if first < 0:  # what came before this, starting up or an earlier run, is not its rate
+                begun, first = now, done
+            if now - shown < self.every or done == first:
                 return
-            shown[0] = now
+            shown = now
             rate = (done - first) / max(now - begun, 1e-9)
             left = _clock((total - done) / rate) if rate else "?"
             self.say(f"{name}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {left} left{', ' + note if note else ''}")

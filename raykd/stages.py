@@ -22,9 +22,9 @@ import numpy as np
 from raykd import data, metrics, models, prompts
 from raykd.data import Example
 from raykd.errors import DataError, RecipeError
-from raykd.recipe import Checkpoint, FileRows, FromConfig, Student, Teacher, Training
+from raykd.recipe import Checkpoint, FileRows, Student, Teacher, Training
 from raykd.recipe import Rows as Source
-from raykd.run import Run, write_json
+from raykd.run import MANIFEST, Run, write_json
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,16 @@ class Sets:
     dev: list[Example]
     test: list[Example]
     control: list[Example]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one model is to learn: examples, and where they differ from the student's, how and judged by which dev
+    rows. Without dev rows a share of the examples is held out."""
+
+    examples: list[Example]
+    training: Training | None = None
+    dev: list[Example] | None = None
 
 
 # ------------------------------------------------------------------------------------------------- rows
@@ -87,7 +97,9 @@ def check(run: Run) -> None:
             models.local(model.path)
     for side, field in ((recipe.teacher, "teacher"), (recipe.student, "student")):
         if side.engine.kind == "vllm" and models.is_encoder_decoder(side.model):
-            raise RecipeError(f"{field}.engine: vllm serves decoder-only models, {field}.model is encoder-decoder; kind: transformers")
+            raise RecipeError(
+                f"{field}.engine: vllm serves decoder-only models, {field}.model is encoder-decoder; kind: transformers"
+            )
     environment = run.path / "environment.json"
     if not environment.exists():
         write_json(environment, _environment())
@@ -161,57 +173,45 @@ def fine_tuned(run: Run, rows: Sets) -> str:
     if teacher.fine_tune is None:
         assert isinstance(teacher.model, Checkpoint)
         return teacher.model.path
-    dev = rows.dev or None
-    return train(run, rows, {"teacher/fine_tune": rows.gold}, side=teacher, training=teacher.fine_tune, dev=dev)[0]["model"]
+    lesson = Lesson(rows.gold, teacher.fine_tune, rows.dev or None)
+    return train(run, rows, {"teacher/fine_tune": lesson}, teacher)["teacher/fine_tune"]["model"]
 
 
 def train(
-    run: Run,
-    rows: Sets,
-    sets: dict[str, list[Example]],
-    side: Teacher | Student | None = None,
-    training: Training | dict[str, Training] | None = None,
-    dev: list[Example] | None = None,
-) -> list[dict]:
-    """Train a fresh model on each named set, at the same time where capacity allows; their results, in order.
+    run: Run, rows: Sets, lessons: dict[str, Lesson], side: Teacher | Student | None = None
+) -> dict[str, dict[str, Any]]:
+    """Train a fresh model on each lesson, all at the same time where capacity allows, else in turn.
 
-    `side` and `training` default to the recipe's student; without `dev` a share of each set is held out as dev.
+    Returns by name what `training.train` found: the folder of the model, its best step, its dev loss.
     """
-    side = side or run.recipe.student
-    training = training or run.recipe.student.training
     shared = tokenizer(run, rows)
-    settings = training if isinstance(training, dict) else dict.fromkeys(sets, training)
+    place = (1, 1)  # trainings at the same time, threads of each worker
+    if not all((run.path / name / MANIFEST).exists() for name in lessons):
+        _connect(run)
+        from raykd.cluster.train import together
 
-    def one(name: str, place: tuple[int, int]) -> dict:
-        return _train(run, name, sets[name], side, settings[name], dev, shared, place)
+        place = together(len(lessons), run.recipe.cluster)
 
-    if all((run.path / name / "manifest.json").exists() for name in sets):
-        return [one(name, (1, 1)) for name in sets]
-    _connect(run)
-    from raykd.cluster.train import together
+    def one(name: str) -> dict[str, Any]:
+        return _train(run, name, lessons[name], side or run.recipe.student, shared, place[1])
 
-    place = together(len(sets), run.recipe.cluster)
     with ThreadPoolExecutor(place[0]) as pool:
-        return list(pool.map(lambda name: one(name, place), sets))
+        return dict(zip(lessons, pool.map(one, lessons), strict=True))
 
 
-def _train(run, name, examples, side, training, dev, shared, place) -> dict:
-    model = side.model
+def _train(run: Run, name: str, lesson: Lesson, side: Teacher | Student, shared: str, threads: int) -> dict[str, Any]:
+    model, training = side.model, lesson.training or run.recipe.student.training
     folder = run.path / name
     folder.mkdir(parents=True, exist_ok=True)
-
-    def lines(path: Path, rows: list[Example]) -> str:
-        return _write_lines(path, ({"id": e.id, "input": prompts.render(side.prompt, e.input), "target": e.target} for e in rows))
-
-    written = {"rows": lines(folder / "rows.jsonl", examples)}
-    if dev:
-        written["dev_rows"] = lines(folder / "dev.jsonl", dev)
-    inputs = {
-        "model": model.model_dump(mode="json"),
-        "training": training.model_dump(mode="json"),
-        "seed": run.recipe.seed,
-        **written,
+    files = {"rows": lesson.examples, **({"dev": lesson.dev} if lesson.dev else {})}
+    written = {
+        file: _write_lines(
+            folder / f"{file}.jsonl",
+            ({"id": e.id, "input": prompts.render(side.prompt, e.input), "target": e.target} for e in examples),
+        )
+        for file, examples in files.items()
     }
+    inputs = {"model": model.model_dump(mode="json"), "training": training.model_dump(mode="json")}
 
     def work(folder: Path) -> tuple[dict, dict]:
         from raykd.cluster.train import fit
@@ -223,21 +223,19 @@ def _train(run, name, examples, side, training, dev, shared, place) -> dict:
             tokenizer=model.path if isinstance(model, Checkpoint) else shared,
             training=training,
             rows=str(folder / "rows.jsonl"),
-            dev_rows=str(folder / "dev.jsonl") if dev else None,
+            dev_rows=str(folder / "dev.jsonl") if lesson.dev else None,
             folder=str(folder),
             seed=run.recipe.seed,
-            threads=place[1],
+            threads=threads,
             max_bad_rows=run.tolerated(),
         )
-        total = training.max_steps or 0
-        with run.screen.bar(name, total or _steps(training, examples), "steps") as update:
-            result = fit(job, run.recipe.cluster, lambda _, step, note: update(step, note))
+        with run.screen.bar(name, training.max_steps or _steps(training, lesson.examples), "steps") as update:
+            result = fit(job, run.recipe.cluster, update)
         stats = result.pop("stats")
         result["bad_rows"] = [{"file": name, "line": None, "reason": reason} for reason in result["bad_rows"]]
         return result, {**stats, "bad_rows": len(result["bad_rows"])}
 
-    result = run.stage(name, "train", inputs, work)
-    return result
+    return run.stage(name, "train", {**inputs, "seed": run.recipe.seed, **written}, work)
 
 
 def _steps(training: Training, examples: list[Example]) -> int:
@@ -374,7 +372,10 @@ def evaluate(run: Run, arm: str, model: str, side: Teacher | Student, test: list
 
     def work(folder: Path) -> tuple[dict, dict]:
         scored = [(found.get(e.input, ""), e) for e in test]
-        _write_lines(folder / "answers.jsonl", ({"id": e.id, "input": e.input, "answer": a, "right": e.right_answers()} for a, e in scored))
+        _write_lines(
+            folder / "answers.jsonl",
+            ({"id": e.id, "input": e.input, "answer": a, "right": e.right_answers()} for a, e in scored),
+        )
         values = _scores(run, [a for a, _ in scored], [e for _, e in scored])
         return {"arm": arm, "rows": len(test), "metrics": values, "model": model}, {"rows": len(test)}
 
@@ -403,8 +404,3 @@ def quality(run: Run, name: str, number: int, labeller: str, labelled: list[Exam
 def _scores(run: Run, answers: list[str], examples: list[Example]) -> dict[str, float]:
     right = [e.right_answers() for e in examples]
     return {name: metrics.get(name)(answers, right) for name in run.recipe.metrics}
-
-
-def best(trained: list[dict]) -> dict:
-    """Of several trainings, the result with the lowest dev loss."""
-    return min(trained, key=lambda result: result["dev_loss"])

@@ -12,10 +12,10 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -74,36 +74,32 @@ def train(job: Job, report: Callable[[dict, Path | None], None], resume: Path | 
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     torch.manual_seed(job.seed)
     tokenizer = models.load_tokenizer(job.tokenizer)
-    model = models.load(job.model, tokenizer).to(device)
+    model: Any = models.load(job.model, tokenizer)
+    model.to(device)
     causal = not model.config.is_encoder_decoder
     pairs, dev, bad = _pairs(job, tokenizer, causal)
     state = _State(job, model, pairs)
     if resume:
         state.load(resume)
     parallel = DistributedDataParallel(model) if world > 1 else model
-    log = _Log(Path(job.folder) / "log.jsonl", state.step, rank)
-    stopped = "max_steps" if state.finished() else None
-    while stopped is None:
+    with _Log(Path(job.folder) / "log.jsonl", state.step, rank) as log:
         for batch in state.batches():
-            learning_rate = state.schedule.get_last_lr()[0]
-            local = [pairs[i] for i in batch[rank::world]]
-            loss, tokens = _step(parallel, state, local or [pairs[batch[0]]], bool(local), device, tokenizer, causal)
+            rate = float(state.schedule.get_last_lr()[0])
+            mine = [pairs[i] for i in batch[rank::world]]
+            loss, tokens = _step(parallel, state, mine or [pairs[batch[0]]], bool(mine), device, tokenizer, causal)
             if not math.isfinite(loss):
-                raise TrainingError(
-                    f"{job.name}: the loss is {loss} at step {state.step + 1}; {len(batch)} rows in the batch: "
-                    f"{', '.join(pairs[i].id for i in batch[:8])}{' ...' if len(batch) > 8 else ''}"
-                )
+                named = ", ".join(pairs[i].id for i in batch[:8]) + (" ..." if len(batch) > 8 else "")
+                at = f"the loss is {loss} at step {state.step + 1}"
+                raise TrainingError(f"{job.name}: {at}; {len(batch)} rows in the batch: {named}")
             state.advance(tokens)
-            log.step(state, loss, learning_rate)
+            log.step(state, loss, rate)
             if state.step % job.training.evaluate_every == 0 or state.finished():
                 dev_loss = _dev_loss(model, dev, job, device, tokenizer, causal, rank, world)
                 state.judge(dev_loss)
                 log.dev(state, dev_loss)
                 _checkpoint(state, report, rank, {"step": state.step, "loss": loss, "dev_loss": dev_loss})
-                stopped = state.stopped()
-                if stopped:
-                    break
     if rank == 0:
+        assert state.best is not None  # the last step is always judged
         model.load_state_dict(state.best)
         with replaced(Path(job.folder) / "model") as folder:
             model.save_pretrained(folder)
@@ -113,7 +109,7 @@ def train(job: Job, report: Callable[[dict, Path | None], None], resume: Path | 
         "steps": state.step,
         "best_step": state.best_step,
         "dev_loss": state.best_loss,
-        "stopped": stopped,
+        "stopped": state.stopped(),
         "bad_rows": bad,
         "stats": {
             "rows": len(pairs),
@@ -199,7 +195,7 @@ class _State:
         sides = model.config.is_encoder_decoder  # each is padded on its own
         self.lengths = np.array([[len(p.source), len(p.target)] if sides else [p.size] for p in pairs])
         self.epoch_steps = len(self._plan(0))
-        self.total = settings.max_steps or max(1, round(settings.epochs * self.epoch_steps))
+        self.total = settings.max_steps or max(1, round((settings.epochs or 0) * self.epoch_steps))
         plain = [p for n, p in model.named_parameters() if p.ndim < 2 or "norm" in n.lower()]
         decayed = [p for n, p in model.named_parameters() if not (p.ndim < 2 or "norm" in n.lower())]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -213,12 +209,15 @@ class _State:
     def _plan(self, epoch: int) -> list[np.ndarray]:
         return batches.plan(self.lengths, self.job.training.batch_tokens, self.job.seed, epoch)
 
-    def batches(self):
-        """The rest of this epoch's global batches; the cursor moves on with each step."""
+    def batches(self) -> Iterator[np.ndarray]:
+        """Global batches from the cursor on, epoch after epoch, until it is time to stop."""
         planned = self._plan(self.epoch)
-        for self.at in range(self.at, len(planned)):
+        while not self.stopped():
+            if self.at == len(planned):
+                self.epoch, self.at = self.epoch + 1, 0
+                planned = self._plan(self.epoch)
             yield planned[self.at]
-        self.epoch, self.at = self.epoch + 1, 0
+            self.at += 1
 
     def advance(self, tokens: int) -> None:
         self.step, self.tokens = self.step + 1, self.tokens + tokens
@@ -251,7 +250,12 @@ class _State:
         counters = {name: getattr(self, name) for name in self._counters}
         counters["at"] += 1  # the batch at the cursor is done
         held = {"model": self.model.state_dict(), "best": self.best, "optimizer": self.optimizer.state_dict()}
-        held |= {"schedule": self.schedule.state_dict(), "counters": counters, "cpu": torch.get_rng_state(), "cuda": cuda}
+        held |= {
+            "schedule": self.schedule.state_dict(),
+            "counters": counters,
+            "cpu": torch.get_rng_state(),
+            "cuda": cuda,
+        }
         torch.save(held, folder / "state.pt")
 
     def load(self, folder: Path) -> None:
@@ -283,6 +287,13 @@ class _Log:
                 continue  # the line a kill cut short
         self.file = open(path, "w", encoding="utf-8", buffering=1)
         self.file.writelines(line + "\n" for line in kept)
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.file:
+            self.file.close()
 
     def step(self, state: _State, loss: float, learning_rate: float) -> None:
         if self.file and (state.step % LOG_EVERY == 0 or state.finished()):

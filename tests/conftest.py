@@ -17,7 +17,15 @@ os.environ.pop("RAY_ADDRESS", None)
 
 ROOT = Path(__file__).parents[1]
 LETTERS = "abcdefgh"
-T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2, "dropout_rate": 0.0}
+T5 = {
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 32,
+    "num_layers": 1,
+    "num_decoder_layers": 1,
+    "num_heads": 2,
+    "dropout_rate": 0.0,
+}
 LLAMA = {
     "hidden_size": 64,
     "intermediate_size": 64,
@@ -72,7 +80,9 @@ def tiny_models(tmp_path_factory, shared_tokenizer) -> dict[str, Path]:
         torch.manual_seed(0)
         tokenizer = models.load_tokenizer(shared_tokenizer)
         found[kind] = tmp_path_factory.mktemp(kind)
-        models.load(FromConfig(kind="config", model_type=kind, settings=settings), tokenizer).save_pretrained(found[kind])
+        models.load(FromConfig(kind="config", model_type=kind, settings=settings), tokenizer).save_pretrained(
+            found[kind]
+        )
         tokenizer.save_pretrained(found[kind])
     return found
 

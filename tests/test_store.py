@@ -13,7 +13,9 @@ PARTS = {"model": "abc", "prompt": "{input}", "sampling": {"n": 2}}
 
 
 def rows(**texts):
-    return to_rows(list(texts), [[Answer(t, [1, 2], [-0.5, -0.1], "stop") for t in several] for several in texts.values()])
+    return to_rows(
+        list(texts), [[Answer(t, [1, 2], [-0.5, -0.1], "stop") for t in several] for several in texts.values()]
+    )
 
 
 def test_what_is_written_is_read(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -78,7 +79,9 @@ def test_resumed_is_as_straight_through(tmp_path, shared_tokenizer):
 
 
 def test_the_best_model_is_the_one_that_is_kept(tmp_path, shared_tokenizer):
-    result = training.train(job(tmp_path, shared_tokenizer, max_steps=80, learning_rate=0.3, patience=2), lambda m, f: None)
+    result = training.train(
+        job(tmp_path, shared_tokenizer, max_steps=80, learning_rate=0.3, patience=2), lambda m, f: None
+    )
     lines = [json.loads(line) for line in (tmp_path / "train" / "log.jsonl").read_text().splitlines()]
     dev = {line["step"]: line["dev_loss"] for line in lines if "dev_loss" in line}
     assert result["best_step"] == min(dev, key=dev.get)
@@ -105,11 +108,15 @@ def test_a_users_own_loss_is_used(tmp_path, shared_tokenizer):
 
 
 def test_rows_that_are_too_long_are_bad_rows(tmp_path, shared_tokenizer):
-    rows = [*pairs(50), {"id": "long", "input": "a " * 60, "target": "A"}, {"id": "wide", "input": "a", "target": "A " * 60}]
+    rows = [
+        *pairs(50),
+        {"id": "long", "input": "a " * 60, "target": "A"},
+        {"id": "wide", "input": "a", "target": "A " * 60},
+    ]
     strict = job(tmp_path, shared_tokenizer, rows=rows, max_input_tokens=20, max_target_tokens=20, max_steps=2)
     with pytest.raises(DataError, match=r"row wide: target of 61 tokens, at most 20 \(2 such rows, 0 tolerated\)"):
         training.train(strict, lambda m, f: None)
-    tolerant = training.replace(strict, max_bad_rows=2)
+    tolerant = replace(strict, max_bad_rows=2)
     result = training.train(tolerant, lambda m, f: None)
     assert [b.split(":")[0] for b in result["bad_rows"]] == ["row long", "row wide"]
     assert result["stats"]["rows"] + result["stats"]["dev_rows"] == 50

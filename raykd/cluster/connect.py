@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def _joined(verbose: bool) -> Iterator[str]:
     import ray
 
     try:
-        ray.init(address="auto", log_to_driver=verbose, logging_level="INFO" if verbose else "ERROR")
+        ray.init(address="auto", log_to_driver=verbose, logging_level=logging.INFO if verbose else logging.ERROR)
     except ConnectionError as error:
         address = os.environ.get("RAY_ADDRESS", "auto")
         raise ClusterError(f"RAY_ADDRESS={address}: no Ray cluster answers: {str(error).splitlines()[0]}") from None
@@ -72,7 +73,7 @@ def _local(settings: Cluster, logs: Path, verbose: bool, lock: IO | None) -> Ite
             _temp_dir=str(folder),
             _node_ip_address="127.0.0.1",
             log_to_driver=verbose,
-            logging_level="INFO" if verbose else "ERROR",
+            logging_level=logging.INFO if verbose else logging.ERROR,
         )
         _quiet(verbose)
         yield f"Ray started on this machine: {cpus} logical CPUs"
@@ -85,8 +86,6 @@ def _local(settings: Cluster, logs: Path, verbose: bool, lock: IO | None) -> Ite
 
 def _quiet(verbose: bool) -> None:
     """Ray Data's bars and messages off the user's screen."""
-    import logging
-
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -102,6 +101,11 @@ def _sweeper(folder: Path, logs: Path, lock: IO | None) -> subprocess.Popen:
     """A process in a session of its own that outlives this one by a moment; see sweep.py."""
     script = Path(__file__).with_name("sweep.py")
     command = [sys.executable, "-S", str(script), MARK, str(folder), str(logs)]
-    quiet = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, **quiet, start_new_session=True, pass_fds=[lock.fileno()] if lock else [])
-
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        pass_fds=[lock.fileno()] if lock else [],
+    )

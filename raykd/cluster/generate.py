@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import ray
+from ray.exceptions import RayError
 
 from raykd.cluster import resources
 from raykd.engines import Answer, Opening, Refusal, open_engine
@@ -90,7 +91,7 @@ def label(
         compute=ray.data.ActorPoolStrategy(size=replicas, max_tasks_in_flight_per_actor=2),
         num_cpus=actors.resources.get("CPU", 0),
         num_gpus=actors.resources.get("GPU", 0),
-        **({"resources": special} if special else {}),
+        resources=special or None,
     )
     done = Landed(0, 0, 0, {})
     try:
@@ -104,7 +105,7 @@ def label(
                 done.output_tokens + one.output_tokens,
                 {**done.refused, **one.refused},
             )
-    except (ray.exceptions.RayError, RuntimeError) as error:
+    except (RayError, RuntimeError) as error:
         raise EngineError(f"labelling stopped: {_cause(error)}") from error
     return done
 

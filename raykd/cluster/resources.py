@@ -13,7 +13,7 @@ def capacity(settings: Cluster) -> dict[str, float]:
     """Resources the cluster may grow to: what the recipe says, else what is alive now."""
     import ray
 
-    alive = ray.cluster_resources()
+    alive: dict[str, float] = dict(ray.cluster_resources())
     return {**alive, **settings.capacity} if settings.capacity else alive
 
 

@@ -51,7 +51,9 @@ def main(name: str, folder: str, logs: str) -> None:
         time.sleep(0.2)
     for session in Path(folder).glob("session_*/logs"):
         if not session.parent.is_symlink():
-            shutil.copytree(session, Path(logs) / session.parent.name, dirs_exist_ok=True, ignore_dangling_symlinks=True)
+            shutil.copytree(
+                session, Path(logs) / session.parent.name, dirs_exist_ok=True, ignore_dangling_symlinks=True
+            )
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -7,15 +7,17 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ray import train as ray_train
 from ray.train.torch import TorchTrainer
 
-from raykd import training
 from raykd.cluster import resources
 from raykd.errors import RaykdError, TrainingError
 from raykd.recipe import Cluster
-from raykd.training import Job
+
+if TYPE_CHECKING:
+    from raykd.training import Job
 
 POLL = 1.0  # seconds between looks at a training's log, for the bars
 
@@ -26,6 +28,8 @@ def _worker(config: dict) -> dict:
     def report(metrics: dict, folder: Path | None) -> None:
         checkpoint = ray_train.Checkpoint.from_directory(str(folder)) if folder else None
         ray_train.report(metrics, checkpoint=checkpoint)
+
+    from raykd import training  # here, so that Ray's own processes need not load torch and transformers
 
     job = config["job"]
     held = ray_train.get_checkpoint()
@@ -43,10 +47,10 @@ def together(count: int, cluster: Cluster) -> tuple[int, int]:
     return at_once, resources.threads(workers.threads, at_once * workers.workers)
 
 
-def fit(job: Job, cluster: Cluster, progress: Callable[[str, int, str], None]) -> dict:
+def fit(job: Job, cluster: Cluster, progress: Callable[[int, str], None]) -> dict:
     """Train a job; its result, as `training.train` returns it. May be called from several threads at once.
 
-    `progress(name, step, note)` is called about once a second. A job whose folder holds a checkpoint goes on from
+    `progress(step, note)` is called about once a second. A job whose folder holds a checkpoint goes on from
     there. Raises TrainingError, in one line.
     """
     workers = cluster.student
@@ -69,7 +73,7 @@ def fit(job: Job, cluster: Cluster, progress: Callable[[str, int, str], None]) -
     watcher = threading.Thread(target=_watch, args=(job, progress, ended), daemon=True)
     watcher.start()
     try:
-        result = trainer.fit().return_value
+        result: Any = trainer.fit().return_value
     except ray_train.TrainingFailedError as error:
         raise TrainingError(_cause(job, error)) from error
     finally:
@@ -87,7 +91,7 @@ def _cause(job: Job, error: ray_train.TrainingFailedError) -> str:
     return f"{job.name}: {lines[-1] if lines else type(inner).__name__}"
 
 
-def _watch(job: Job, progress: Callable[[str, int, str], None], ended: threading.Event) -> None:
+def _watch(job: Job, progress: Callable[[int, str], None], ended: threading.Event) -> None:
     """Follow a training's log, which is where all its numbers are anyway."""
     log, offset, last = Path(job.folder) / "log.jsonl", 0, {}
     while not ended.wait(POLL):
@@ -103,4 +107,4 @@ def _watch(job: Job, progress: Callable[[str, int, str], None], ended: threading
             last.update(json.loads(line))
         if last:
             notes = [f"{k.replace('_', ' ')} {last[k]:.3f}" for k in ("loss", "dev_loss") if k in last]
-            progress(job.name, last["step"], ", ".join(notes))
+            progress(last["step"], ", ".join(notes))

@@ -57,7 +57,12 @@ class TransformersEngine:
         sampling = self.sampling
         how: dict = {"do_sample": False}
         if sampling.temperature > 0:
-            how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+            how = {
+                "do_sample": True,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": sampling.top_k,
+            }
             how["num_return_sequences"] = sampling.n
         made = self.model.generate(  # type: ignore[operator]
             **{k: v.to(self.device) for k, v in tensors.items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from raykd import models
 from raykd.engines import Answer, Opening, Refusal, folder_of, too_long
@@ -53,7 +54,7 @@ class VllmEngine:
         empty = Refusal("the prompt has no tokens")
         results: list = [too_long(len(row), self.sampling, self.context) if row else empty for row in rows]
         todo = [i for i, refusal in enumerate(results) if refusal is None]
-        requests = [{"prompt_token_ids": rows[i]} for i in todo]
+        requests: Any = [{"prompt_token_ids": rows[i]} for i in todo]
         outputs = self.llm.generate(requests, self.parameters, use_tqdm=False) if requests else []
         for i, output in zip(todo, outputs, strict=True):
             results[i] = [self._answer(sample) for sample in output.outputs]
@@ -63,7 +64,9 @@ class VllmEngine:
     def _answer(self, sample) -> Answer:
         ids = list(sample.token_ids)
         self.output_tokens += len(ids)
-        return Answer(sample.text.strip(), ids, list(sample.logprobs.logprobs[: len(ids)]), sample.finish_reason or "stop")
+        return Answer(
+            sample.text.strip(), ids, list(sample.logprobs.logprobs[: len(ids)]), sample.finish_reason or "stop"
+        )
 
     def close(self) -> None:
         del self.llm

@@ -91,7 +91,8 @@ def vllm_answers(tiny_models, tmp_path_factory):
     import sys
 
     code = (
-        "import pickle, sys; sys.path.insert(0, sys.argv[3]); import test_engines as t; from raykd.engines import open_engine;"
+        "import pickle, sys; sys.path.insert(0, sys.argv[3]); import test_engines as t;"
+        "from raykd.engines import open_engine;"
         "greedy = open_engine(t.opening(t.VLLM, sys.argv[1])); long = ['a ' * 60, '', 'a b =>'];"
         "made = [greedy.generate(t.PROMPTS), greedy.generate(long)];"
         "greedy.parameters.n, greedy.parameters.temperature = 48, 1.0; made.append(greedy.generate(t.PROMPTS[:2]));"

@@ -1,0 +1,91 @@
+"""Metrics on texts. Tokens are what blanks separate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+
+from raykd.errors import DataError
+
+
+def phoneme_error_rate(predictions: list[str], references: list[list[str]]) -> float:
+    """Phoneme error rate in percent: token edits over tokens of the right answers, both summed over all rows.
+
+    Of several right answers the nearest counts (as in Yao and Zweig, Interspeech 2015): here the one with the
+    fewest edits per token. It can exceed 100.
+    """
+    _check(predictions, references)
+    edits = tokens = 0
+    for prediction, right in zip(predictions, references, strict=True):
+        row_edits, row_tokens = _nearest(prediction.split(), [answer.split() for answer in right])
+        edits += row_edits
+        tokens += row_tokens
+    if tokens == 0:
+        raise DataError("phoneme_error_rate: the right answers are all empty")
+    return 100 * edits / tokens
+
+
+def word_error_rate(predictions: list[str], references: list[list[str]]) -> float:
+    """Share of rows, in percent, whose tokens are none of the right answers'.
+
+    This is the word error rate of grapheme-to-phoneme conversion, where a row is a word (Yao and Zweig 2015); it
+    is not speech recognition's, which counts edits.
+    """
+    _check(predictions, references)
+    wrong = sum(p.split() not in [r.split() for r in right] for p, right in zip(predictions, references, strict=True))
+    return 100 * wrong / len(predictions)
+
+
+def exact_match(predictions: list[str], references: list[list[str]]) -> float:
+    """Share of rows, in percent, whose text is one of the right answers; only surrounding blanks are ignored."""
+    _check(predictions, references)
+    hits = sum(p.strip() in [r.strip() for r in right] for p, right in zip(predictions, references, strict=True))
+    return 100 * hits / len(predictions)
+
+
+def bleu(predictions: list[str], references: list[list[str]]) -> float:
+    """Corpus BLEU, 0 to 100, as sacrebleu computes it by default (13a tokens, exponential smoothing; Post 2018)."""
+    import sacrebleu
+
+    _check(predictions, references)
+    return sacrebleu.BLEU().corpus_score(predictions, _streams(references)).score
+
+
+def chrf(predictions: list[str], references: list[list[str]]) -> float:
+    """Corpus chrF2, 0 to 100, as sacrebleu computes it by default (character 6-grams; Popović 2015)."""
+    import sacrebleu
+
+    _check(predictions, references)
+    return sacrebleu.CHRF().corpus_score(predictions, _streams(references)).score
+
+
+def _check(predictions: list[str], references: list[list[str]]) -> None:
+    if not predictions:
+        raise DataError("no predictions to score")
+    if len(predictions) != len(references):
+        raise DataError(f"{len(predictions)} predictions, but right answers for {len(references)}")
+    for number, right in enumerate(references):
+        if not right:
+            raise DataError(f"prediction {number} has no right answer to be scored by")
+
+
+def _streams(references: list[list[str]]) -> list[Sequence[str]]:
+    """References as sacrebleu takes them: the first of every row, then the second, ..., None where a row has fewer."""
+    return list(zip_longest(*references))
+
+
+def _nearest(predicted: list[str], right: list[list[str]]) -> tuple[int, int]:
+    """Edits to the nearest right answer, and its length in tokens; of equally near ones, the first."""
+    counts = [(edit_distance(predicted, answer), len(answer)) for answer in right]
+    return min(counts, key=lambda c: c[0] / c[1] if c[1] else float("inf"))
+
+
+def edit_distance(left: list[str], right: list[str]) -> int:
+    """The fewest insertions, deletions and substitutions that turn one list into the other (Levenshtein)."""
+    before = list(range(len(right) + 1))
+    for i, a in enumerate(left, start=1):
+        now = [i]
+        for j, b in enumerate(right, start=1):
+            now.append(min(before[j] + 1, now[j - 1] + 1, before[j - 1] + (a != b)))
+        before = now
+    return before[-1]

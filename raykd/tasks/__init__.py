@@ -1,0 +1,1 @@
+"""Tasks: the rows and the output format of one task per file."""
