@@ -27,10 +27,15 @@ def label(run: Run, rows: Sets, teacher: str) -> list[Example]:
 
 def gold_only(run: Run, rows: Sets) -> dict[str, Lesson]:
     """The control arm: the student on gold pairs alone, at several learning rates; empty if not asked for."""
-    arm, training = run.recipe.arms.gold_only, run.recipe.student.training
-    rates = (arm.learning_rates or [training.learning_rate]) if arm else []
-    tries = {rate: training.model_copy(update={"learning_rate": rate}) for rate in rates}
-    return {f"gold_only/lr-{rate:g}": Lesson(rows.control, way, rows.dev) for rate, way in tries.items()}
+    arm, student = run.recipe.arms.gold_only, run.recipe.student
+    if arm is None:
+        return {}
+    model = student.model
+    if arm.settings and model.kind == "config":
+        model = model.model_copy(update={"settings": {**model.settings, **arm.settings}})
+    rates = arm.learning_rates or [student.training.learning_rate]
+    ways = {rate: student.training.model_copy(update={"learning_rate": rate}) for rate in rates}
+    return {f"gold_only/lr-{rate:g}": Lesson(rows.control, way, rows.dev, model) for rate, way in ways.items()}
 
 
 def score(run: Run, rows: Sets, trained: dict[str, dict]) -> None:

@@ -234,6 +234,9 @@ class GoldOnly(Section):
 
     rows: Rows = Field(description="the pairs it may learn from")
     learning_rates: list[float] = Field(default=[], description="best on data.dev is kept; empty: the student's")
+    settings: dict[str, Any] = Field(
+        default={}, description="of the student's configuration, where the control fares better with others: dropout"
+    )
 
 
 class Arms(Section):
@@ -315,6 +318,8 @@ class Recipe(Section):
             raise ValueError("arms.distilled does nothing: the method is distill already")
         if self.arms.gold_only and self.data.dev is None:
             raise ValueError("arms.gold_only needs data.dev to choose its checkpoint")
+        if self.arms.gold_only and self.arms.gold_only.settings and self.student.model.kind != "config":
+            raise ValueError("arms.gold_only.settings do nothing: student.model is a checkpoint")
         if self.data.test is not None and not self.metrics:
             raise ValueError("data.test does nothing without metrics")
         if self.metrics and self.data.test is None:

@@ -22,7 +22,7 @@ import numpy as np
 from raykd import data, metrics, models, prompts
 from raykd.data import Example
 from raykd.errors import DataError, RecipeError
-from raykd.recipe import Checkpoint, FileRows, Student, Teacher, Training
+from raykd.recipe import Checkpoint, FileRows, Model, Student, Teacher, Training
 from raykd.recipe import Rows as Source
 from raykd.run import MANIFEST, Run, write_json
 
@@ -40,12 +40,15 @@ class Sets:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What one model is to learn: examples, and where they differ from the student's, how and judged by which dev
-    rows. Without dev rows a share of the examples is held out."""
+    """What one model is to learn: examples; where they differ from the student's, the way of training and the model.
+
+    Without dev rows a share of the examples is held out.
+    """
 
     examples: list[Example]
     training: Training | None = None
     dev: list[Example] | None = None
+    model: Model | None = None
 
 
 # ------------------------------------------------------------------------------------------------- rows
@@ -200,7 +203,7 @@ def train(
 
 
 def _train(run: Run, name: str, lesson: Lesson, side: Teacher | Student, shared: str, threads: int) -> dict[str, Any]:
-    model, training = side.model, lesson.training or run.recipe.student.training
+    model, training = lesson.model or side.model, lesson.training or run.recipe.student.training
     folder = run.path / name
     folder.mkdir(parents=True, exist_ok=True)
     files = {"rows": lesson.examples, **({"dev": lesson.dev} if lesson.dev else {})}
