@@ -95,13 +95,11 @@ def _run(options: argparse.Namespace) -> int:
     run = Run(recipe, screen)
     with screen.quiet(run.path / "logs" / "driver.log"), run:
         student = pipeline.run(run)
-        _report_on(run.path)
-        run.screen.say(f"student: {student}")
-        left_out = len(run.bad_rows())
-        if left_out:
-            run.screen.say(
-                f"{left_out} bad rows were left out, as data.max_bad_rows allows: {run.path / 'bad_rows.jsonl'}"
-            )
+    _report_on(run.path)
+    screen.say(f"student: {student}")
+    left_out = len(run.bad_rows())
+    if left_out:
+        screen.say(f"{left_out} bad rows were left out, as data.max_bad_rows allows: {run.path / 'bad_rows.jsonl'}")
     return 0
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 class Screen:
@@ -15,6 +16,7 @@ class Screen:
 
     def __init__(self, verbose: bool = False, every: float = 15.0):
         self.verbose, self.every = verbose, every
+        self.out: IO[str] = sys.stdout
         self.begun = time.monotonic()
         self.lock = threading.Lock()
         self.progress = None
@@ -22,21 +24,26 @@ class Screen:
 
     @contextmanager
     def quiet(self, chatter: Path):
-        """Standard error goes to a file while the block runs, unless the user asked to see it: there libraries chat."""
+        """What libraries print goes to a file while the block runs, unless the user asked to see it."""
         if self.verbose:
             yield
             return
         chatter.parent.mkdir(parents=True, exist_ok=True)
+        sys.stdout.flush()
         sys.stderr.flush()
-        kept = os.dup(2)
-        with open(chatter, "ab") as file:
+        kept = [os.dup(1), os.dup(2)]
+        with open(chatter, "ab") as file, os.fdopen(os.dup(1), "w", buffering=1) as self.out:
+            os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
+            try:
+                yield
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                for number, old in enumerate(kept, 1):
+                    os.dup2(old, number)
+                    os.close(old)
+                self.out = sys.stdout
 
     def say(self, text: str) -> None:
         """One line, with the minutes and seconds since the start before it."""
@@ -45,12 +52,12 @@ class Screen:
             if self.progress is not None:
                 self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
             else:
-                print(line, flush=True)
+                print(line, flush=True, file=self.out)
 
     @contextmanager
     def bar(self, name: str, total: int, unit: str):
         """A bar of `total` units; yields `update(done, note="")`, which may be called from any thread."""
-        if sys.stdout.isatty():
+        if self.out.isatty():
             with self._live() as progress:
                 task = progress.add_task(name, total=total, unit=unit, note="")
                 yield lambda done, note="": progress.update(task, completed=done, note=note)
@@ -60,6 +67,7 @@ class Screen:
 
     @contextmanager
     def _live(self):
+        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -77,7 +85,8 @@ class Screen:
         with self.lock:
             if self.progress is None:
                 columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate()]
-                self.progress = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+                columns += [TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
+                self.progress = Progress(*columns, console=Console(file=self.out))
                 self.progress.start()
             self.bars += 1
             progress = self.progress

@@ -97,9 +97,9 @@ def ray_session():
         yield
 
 
-def raykd(*arguments: str, **options):
+def raykd(*arguments: str, timeout: float = 280, **options):
     """The command line of the checkout, as a finished process."""
     import subprocess
 
     command = [sys.executable, "-m", "raykd", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280, **options)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=timeout, **options)
