@@ -1,0 +1,111 @@
+"""Run folders: complete means complete, and nothing is mixed."""
+
+import json
+
+import pytest
+
+from raykd import recipe
+from raykd.errors import RunError
+from raykd.run import Run, manifests, replaced
+
+RECIPE = """
+name: r
+output: {output}
+method: {{kind: distill}}
+data: {{unlabelled: {{kind: jsonl, path: rows.jsonl}}, max_bad_rows: {bad}}}
+teacher: {{model: {{kind: checkpoint, path: t}}}}
+student: {{model: {{kind: checkpoint, path: s}}, training: {{learning_rate: 0.1, max_steps: 1}}}}
+"""
+
+
+@pytest.fixture
+def made(tmp_path):
+    def make(bad=0, *overrides):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(RECIPE.format(output=tmp_path / "runs", bad=bad))
+        return Run(recipe.load(path, list(overrides)))
+
+    return make
+
+
+def test_a_stage_is_done_once(made):
+    calls = []
+
+    def work(folder):
+        calls.append(folder)
+        return {"value": 7}, {"rows": 3}
+
+    run = made()
+    assert run.stage("a/b", "kind", {"x": 1}, work) == {"value": 7}
+    assert made().stage("a/b", "kind", {"x": 1}, work) == {"value": 7}
+    assert len(calls) == 1
+    (manifest,) = manifests(run.path)
+    assert (manifest["stage"], manifest["results"], manifest["stats"]) == ("a/b", {"value": 7}, {"rows": 3})
+
+
+def test_a_stage_that_failed_is_not_complete(made):
+    def fail(folder):
+        raise ZeroDivisionError
+
+    run = made()
+    with pytest.raises(ZeroDivisionError):
+        run.stage("a", "kind", {}, fail)
+    assert manifests(run.path) == []
+    assert run.stage("a", "kind", {}, lambda folder: ({"ok": True}, {})) == {"ok": True}
+
+
+def test_other_inputs_are_refused_by_name(made):
+    run = made()
+    run.stage("a", "kind", {"x": 1, "y": 2}, lambda folder: ({}, {}))
+    with pytest.raises(RunError, match=r"made from other inputs \(y\)"):
+        run.stage("a", "kind", {"x": 1, "y": 3}, lambda folder: ({}, {}))
+
+
+def test_another_recipe_in_the_folder_is_refused_and_the_field_named(made):
+    made()
+    made(0, "cluster.teacher.replicas=4")  # where it runs is not what it computes
+    with pytest.raises(RunError, match=r"holds another recipe \(student.training.learning_rate: 0.1 -> 0.2\)"):
+        made(0, "student.training.learning_rate=0.2")
+
+
+def test_a_damaged_manifest_is_named(made):
+    run = made()
+    run.stage("a", "kind", {}, lambda folder: ({}, {}))
+    (run.path / "a" / "manifest.json").write_text('{"stage": ')
+    with pytest.raises(RunError, match="a/manifest.json: damaged manifest"):
+        run.stage("a", "kind", {}, lambda folder: ({}, {}))
+
+
+def test_bad_rows_are_listed_and_counted_over_the_whole_run(made):
+    run = made(2)
+    bad = [{"file": "f", "line": 3, "reason": "no"}]
+    assert run.tolerated() == 2
+    run.stage("a", "kind", {}, lambda folder: ({"bad_rows": bad}, {}))
+    assert run.tolerated() == 1
+    assert [json.loads(line) for line in (run.path / "bad_rows.jsonl").read_text().splitlines()] == bad
+
+
+def test_a_folder_is_for_one_run_at_a_time(made, monkeypatch):
+    monkeypatch.setattr("raykd.run.LOCK_SECONDS", 1)
+    with made():
+        with pytest.raises(RunError, match="another raykd works in it"):
+            made().__enter__()
+    with made():
+        pass
+
+
+def test_replaced_shows_the_whole_or_the_old(tmp_path):
+    target = tmp_path / "model"
+    with replaced(target) as part:
+        (part / "w").write_text("1")
+    with pytest.raises(ZeroDivisionError):
+        with replaced(target) as part:
+            (part / "w").write_text("2")
+            raise ZeroDivisionError
+    assert (target / "w").read_text() == "1"
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(made, tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(RunError, match="cannot be written"):
+        made()
