@@ -31,6 +31,7 @@ from raykd.screen import Screen
 
 MANIFEST = "manifest.json"
 BAD_ROWS = "bad_rows.jsonl"
+COSTLY = ("train", "label")  # what a run with another recipe must not build on
 LOCK_SECONDS = 30  # what a killed run may take to disappear
 
 
@@ -65,7 +66,7 @@ class Run:
         self.path = Path(self.recipe.output) / self.recipe.name
         self.stores = Path(self.recipe.output) / "stores"
         saved = self.path / "recipe.yaml"
-        if saved.exists():
+        if saved.exists() and any(m["kind"] in COSTLY for m in manifests(self.path)):
             changed = recipes.differences(recipes.load(saved), self.recipe)
             if changed:
                 raise RunError(

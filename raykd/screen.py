@@ -107,10 +107,10 @@ class Screen:
             now = time.monotonic()
             if first < 0:  # what came before this, starting up or an earlier run, is not its rate
                 begun, first = now, done
-            if now - shown < self.every or done == first:
+            if now - shown < self.every or now - begun < 1:  # a rate over less than a second says nothing
                 return
             shown = now
-            rate = (done - first) / max(now - begun, 1e-9)
+            rate = (done - first) / (now - begun)
             left = _clock((total - done) / rate) if rate else "?"
             self.say(f"{name}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {left} left{', ' + note if note else ''}")
 

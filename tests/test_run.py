@@ -62,7 +62,8 @@ def test_other_inputs_are_refused_by_name(made):
 
 
 def test_another_recipe_in_the_folder_is_refused_and_the_field_named(made):
-    made()
+    made(0, "student.training.learning_rate=0.3")  # nothing was made with it: a slip that can be mended
+    made().stage("a", "train", {}, lambda folder: ({}, {}))
     made(0, "cluster.teacher.replicas=4")  # where it runs is not what it computes
     with pytest.raises(RunError, match=r"holds another recipe \(student.training.learning_rate: 0.1 -> 0.2\)"):
         made(0, "student.training.learning_rate=0.2")

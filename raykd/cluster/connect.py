@@ -31,7 +31,7 @@ def ray_cluster(settings: Cluster, logs: Path, verbose: bool, lock: IO | None = 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # report() waits for this poll
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(settings.wait_minutes * 60)
     if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
-        with _joined(verbose) as text:
+        with _joined(settings, verbose) as text:
             yield text
     else:
         with _local(settings, logs, verbose, lock) as text:
@@ -39,7 +39,7 @@ def ray_cluster(settings: Cluster, logs: Path, verbose: bool, lock: IO | None = 
 
 
 @contextmanager
-def _joined(verbose: bool) -> Iterator[str]:
+def _joined(settings: Cluster, verbose: bool) -> Iterator[str]:
     import ray
 
     try:
@@ -47,7 +47,7 @@ def _joined(verbose: bool) -> Iterator[str]:
     except ConnectionError as error:
         address = os.environ.get("RAY_ADDRESS", "auto")
         raise ClusterError(f"RAY_ADDRESS={address}: no Ray cluster answers: {str(error).splitlines()[0]}") from None
-    _quiet(verbose)
+    _prepare(settings, verbose)
     try:
         yield f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}"
     finally:
@@ -75,7 +75,7 @@ def _local(settings: Cluster, logs: Path, verbose: bool, lock: IO | None) -> Ite
             log_to_driver=verbose,
             logging_level=logging.INFO if verbose else logging.ERROR,
         )
-        _quiet(verbose)
+        _prepare(settings, verbose)
         yield f"Ray started on this machine: {cpus} logical CPUs"
     finally:
         ray.shutdown()
@@ -84,11 +84,12 @@ def _local(settings: Cluster, logs: Path, verbose: bool, lock: IO | None) -> Ite
         sweeper.wait()
 
 
-def _quiet(verbose: bool) -> None:
-    """Ray Data's bars and messages off the user's screen."""
+def _prepare(settings: Cluster, verbose: bool) -> None:
+    """How long Ray Data waits for actors, and its bars and messages off the user's screen."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
+    context.wait_for_min_actors_s = round(settings.wait_minutes * 60)
     context.enable_progress_bars = verbose
     context.print_on_execution_start = verbose
     context.execution_options.verbose_progress = False

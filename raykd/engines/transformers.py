@@ -41,10 +41,10 @@ class TransformersEngine:
     def _refusal(self, row: list[int]) -> Refusal | None:
         if not row:
             return Refusal("the prompt has no tokens")
-        if self.encoder:
-            longest = max(len(row), self.sampling.max_tokens)
-            return too_long(longest - self.sampling.max_tokens, self.sampling, self.context)
-        return too_long(len(row), self.sampling, self.context)
+        if not self.encoder:
+            return too_long(len(row), self.sampling, self.context)
+        longest = max(len(row), self.sampling.max_tokens)  # encoder and decoder have places of their own
+        return Refusal(f"{longest} tokens > the model's context of {self.context}") if longest > self.context else None
 
     @torch.inference_mode()
     def _batch(self, rows: list[list[int]]) -> list[list[Answer]]:

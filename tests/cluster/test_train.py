@@ -1,0 +1,70 @@
+"""Ray Train around the loop, and how much fits at once."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import T5, pairs, write_rows
+
+from raykd.cluster import resources, train
+from raykd.errors import ClusterError, TrainingError
+from raykd.recipe import Cluster, FromConfig, Training, Workers, load
+from raykd.training import Job
+
+
+def job(folder: Path, tokenizer: Path, **changes) -> Job:
+    (folder / "t").mkdir(parents=True)
+    settings = {"learning_rate": 0.01, "max_steps": 20, "batch_tokens": 256, "evaluate_every": 10, **changes}
+    return Job(
+        name="t",
+        model=FromConfig(kind="config", model_type="t5", settings=T5),
+        tokenizer=str(tokenizer),
+        training=Training(**settings),
+        rows=str(write_rows(folder / "rows.jsonl", pairs(203))),
+        dev_rows=None,
+        folder=str(folder / "t"),
+        seed=1,
+        threads=1,
+    )
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "t" / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line] + [
+        line["dev_loss"] for line in lines if "dev_loss" in line
+    ]
+
+
+def test_two_workers_train_as_one_does_and_bars_are_fed(tmp_path, shared_tokenizer, ray_session):
+    seen = []
+    for number in (1, 2):
+        cluster = Cluster(student=Workers(workers=number, resources={"CPU": 1}))
+        result = train.fit(job(tmp_path / str(number), shared_tokenizer), cluster, lambda step, note: seen.append(step))
+        assert result["stats"]["workers"] == number and Path(result["model"]).is_dir()
+    assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "2"), rel=1e-3)
+    assert 20 in seen
+
+
+def test_an_error_in_the_loop_is_one_line_and_not_tried_again(tmp_path, shared_tokenizer, ray_session):
+    broken = job(tmp_path, shared_tokenizer, max_target_tokens=1)
+    with pytest.raises(TrainingError, match=r"t: row r\d+: target of \d+ tokens, at most 1") as error:
+        train.fit(replace(broken, name="t"), Cluster(), lambda step, note: None)
+    assert "\n" not in str(error.value)
+
+
+def test_how_many_fit_at_once(ray_session):
+    have = resources.capacity(Cluster())["CPU"]
+    assert resources.at_once({"CPU": have / 2}, 1, Cluster()) == 2
+    assert resources.at_once({"CPU": 1}, int(have), Cluster()) == 1
+    assert resources.at_once({"CPU": have + 1}, 1, Cluster()) == 1  # in turn, never none
+    grown = Cluster(capacity={"CPU": 64, "GPU": 3})
+    assert resources.at_once({"CPU": 1, "GPU": 1}, 1, grown) == 3
+    assert train.together(5, Cluster(student=Workers(resources={"CPU": have})))[0] == 1
+
+
+def test_more_than_the_cluster_may_grow_to_is_refused(ray_session):
+    demo = load(Path(__file__).parents[2] / "pipelines/recipes/demo.yaml", ["cluster.teacher.resources={GPU: 2}"])
+    with pytest.raises(ClusterError, match="cluster.teacher: needs GPU 2 x 1, the cluster may grow to 0"):
+        resources.check(demo)
+    resources.check(demo.model_copy(update={"cluster": demo.cluster.model_copy(update={"capacity": {"GPU": 2}})}))
