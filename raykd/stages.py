@@ -10,6 +10,7 @@ import json
 import math
 import platform
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -301,8 +302,6 @@ def label(run: Run, name: str, model: str, side: Teacher | Student, examples: li
 
 def _ask(run: Run, name: str, model: str, side: Teacher | Student, store, missing: dict[str, str]) -> tuple[dict, dict]:
     """Label what is missing; returns what it took and what was refused."""
-    import time
-
     _connect(run)
     from raykd.cluster import generate
     from raykd.engines import Opening

@@ -97,7 +97,7 @@ def ray_session():
         yield
 
 
-def raykd(*arguments: str, timeout: float = 280, **options):
+def raykd(*arguments: str, timeout: float = 800, **options):
     """The command line of the checkout, as a finished process."""
     import subprocess
 

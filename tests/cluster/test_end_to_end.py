@@ -15,8 +15,6 @@ import pytest
 import yaml
 from conftest import LLAMA, ROOT, T5, pairs, raykd, write_rows
 
-from raykd.cluster.connect import MARK
-
 TRAINING = {"learning_rate": 0.01, "max_steps": 60, "batch_tokens": 512, "evaluate_every": 20}
 
 
@@ -79,6 +77,7 @@ def keys(stores: Path) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.timeout(1000)
 def test_a_run_with_a_real_engine_then_again(tmp_path):
     file, run = recipe(tmp_path), tmp_path / "runs" / "small"
     secret = "planted-7f3a9c"
@@ -121,7 +120,7 @@ def kill_when(file: Path, mark: str, ready) -> str:
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    until = time.monotonic() + 150
+    until = time.monotonic() + 400
     while not ready():
         assert process.poll() is None, process.stdout and process.stdout.read()
         assert time.monotonic() < until, "never came to the moment to kill it at"
@@ -136,7 +135,7 @@ def kill_when(file: Path, mark: str, ready) -> str:
     return output
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_killed_in_labelling_training_and_cross_labelling(tmp_path):
     engine = {"kind": "scripted", "function": "answers:slow"}
     training = {**TRAINING, "max_steps": 300}
@@ -172,10 +171,6 @@ def test_killed_in_labelling_training_and_cross_labelling(tmp_path):
     assert "evaluate/mckd" in done
     for name, found in keys(stores).items():
         assert len(found) == len(set(found)), name
-
-
-def test_the_mark_is_what_the_sweeper_looks_for():
-    assert MARK == "RAYKD_RUN"
 
 
 BAD = [
