@@ -8,93 +8,145 @@ from __future__ import annotations
 import html
 import io
 import json
+import math
 import os
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 from raykd import recipe as recipes
 from raykd.errors import RunError
-from raykd.run import BAD_ROWS, manifests
+from raykd.run import BAD_ROWS, MANIFEST, manifests, read_manifest
 
-COLOURS = {"train": "#4c78a8", "label": "#f58518", "evaluate": "#54a24b"}
+NEEDED = ("stage", "kind", "started", "seconds", "results", "stats")
+NEEDED_RESULTS = {"evaluate": ("arm", "metrics"), "quality": ("round", "labeller", "metrics")}
+ARMS = ("teacher", "gold_only", "distilled", "mckd")  # the order they are shown in; others follow
+SCORED = {"distill": "distilled", "mckd": "mckd"}  # method -> its own arm
+LAST = {"distill": "distilled", "mckd": "mckd/final"}  # method -> the stage that trains its student
+SHOWN_BAD_ROWS = 20
+COLOURS = {"train": "#4c78a8", "label": "#f58518", "evaluate": "#54a24b", "quality": "#b279a2", "partition": "#e45756"}
 OTHER = "#9d9da1"
+NUMBER = re.compile(r"(\*\*)?[-+]?[\d,.]+( \([^)]*\))?(\*\*)?")
 STYLE = """
+:root{color-scheme:light dark}
 body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 table{border-collapse:collapse;display:block;overflow-x:auto}td,th{padding:.25rem .7rem;border-bottom:1px solid #ddd;
-text-align:right}td:first-child,th:first-child{text-align:left}svg{max-width:100%;height:auto;background:#fff}
+text-align:left}.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+svg{max-width:100%;height:auto;background:#fff;border-radius:4px}
 pre{overflow-x:auto;background:#f5f5f5;padding:.7rem}@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}
 td,th{border-color:#444}pre{background:#262626}}
 """
 
+Table = list[list[str]]  # rows of cells, of which the first is the header; **...** is bold
+Section = tuple[str, str, Table]  # title, a sentence, a table
+
 
 def write(folder: Path) -> dict[str, Any]:
-    """Write the three reports of a run; returns what is in `report.json`. Raises RunError where there is no run."""
+    """Write the three reports of a run; returns what is in `report.json`.
+
+    Raises RunError where there is no run or a file of it is damaged, RecipeError where its recipe is.
+    """
     folder = Path(folder)
     if not (folder / "recipe.yaml").exists():
         raise RunError(f"{folder}: no run folder: it has no recipe.yaml")
+    recipe = recipes.load(folder / "recipe.yaml")
     found = gather(folder)
-    sections = _sections(found)
+    summary, sections, plots = _summary(found, recipe), _sections(found), _plots(found, _curves(folder))
+    text = (folder / "recipe.yaml").read_text(encoding="utf-8")
     _replace(folder / "report.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    _replace(folder / "report.md", _markdown(found, sections))
-    recipe = (folder / "recipe.yaml").read_text(encoding="utf-8")
-    _replace(folder / "report.html", _html(found, sections, _plots(found, _curves(folder)), recipe))
+    _replace(folder / "report.md", _markdown(found, summary, sections, text))
+    _replace(folder / "report.html", _html(found, summary, sections, plots, text))
     return found
 
 
 def gather(folder: Path) -> dict[str, Any]:
     """All that a report says, unrounded."""
     recipe = recipes.load(folder / "recipe.yaml")
-    done = manifests(folder)
-    arms = {m["results"]["arm"]: m["results"]["metrics"] for m in done if m["kind"] == "evaluate"}
+    done = _manifests(folder)
+    scored = {m["results"]["arm"]: m["results"]["metrics"] for m in done if m["kind"] == "evaluate"}
     begin = min((m["started"] for m in done), default=0.0)
     end = max((m["started"] + m["seconds"] for m in done), default=0.0)
-    stages = [
-        {
-            "stage": m["stage"],
-            "kind": m["kind"],
-            "started": m["started"] - begin,
-            "seconds": m["seconds"],
-            "rows": m["stats"].get("rows"),
-            "tokens": m["stats"].get("tokens", m["stats"].get("output_tokens")),
-            "tokens_per_second": m["stats"].get("tokens_per_second"),
-            "stats": m["stats"],
-        }
-        for m in done
-    ]
-    of_teacher = sum(s["stats"].get("output_tokens", 0) for s in stages if s["stage"].startswith("teacher/"))
-    bad = folder / BAD_ROWS
-    rows = [json.loads(line) for line in bad.read_text(encoding="utf-8").splitlines()] if bad.exists() else []
-    environment = folder / "environment.json"
-    last = {"distill": "distilled", "mckd": "mckd/final"}[recipe.method.kind]
-    wanted = recipe.method.kind if recipe.method.kind in arms else "distilled"
+    stages = [_stage(m, begin) for m in done]
+    of_teacher = [s for s in stages if s["stage"].startswith(("teacher/", "evaluate/teacher"))]
+    bad, environment = _bad_rows(folder / BAD_ROWS), folder / "environment.json"
+    method = recipe.method.kind
     return {
         "name": recipe.name,
         "description": recipe.description,
         "method": recipe.method.model_dump(mode="json"),
-        "complete": wanted in arms if recipe.data.test else any(s["stage"] == last for s in stages),
-        "arms": {name: arms[name] for name in ("teacher", "gold_only", "distilled", "mckd") if name in arms},
+        "complete": SCORED[method] in scored if recipe.data.test else any(s["stage"] == LAST[method] for s in stages),
+        "arms": {name: scored[name] for name in dict.fromkeys([*ARMS, *scored]) if name in scored},
         "pseudo_targets": [m["results"] for m in done if m["kind"] == "quality"],
         "stages": stages,
         "totals": {
             "wall_seconds": end - begin,
             "stage_seconds": sum(s["seconds"] for s in stages),
-            "teacher_tokens": of_teacher,
-            "tokens_trained": sum(s["stats"].get("tokens", 0) for s in stages),
-            "failed_rows": len(rows),
+            "teacher_tokens": sum(s["stats"].get("output_tokens", 0) for s in of_teacher),
+            "tokens_trained": sum(s["stats"].get("tokens", 0) for s in stages if s["kind"] == "train"),
+            "failed_rows": len(bad),
         },
-        "failed": {"count": len(rows), "rows": rows[:20]},
+        "failed": {"count": len(bad), "rows": bad[:SHOWN_BAD_ROWS]},
         "licences": {"data": recipe.data.licence, "teacher": recipe.teacher.licence},
-        "environment": json.loads(environment.read_text(encoding="utf-8")) if environment.exists() else {},
-        "again": f"raykd run {folder.absolute() / 'recipe.yaml'}",
+        "environment": _parsed(environment.read_text("utf-8"), str(environment)) if environment.exists() else {},
+        "again": f"raykd run {shlex.quote(str(folder.absolute() / 'recipe.yaml'))}",
     }
 
 
+def _manifests(folder: Path) -> list[dict]:
+    """Every manifest, in the order in which the stages began; raises RunError for one that cannot be used."""
+    for path in folder.rglob(MANIFEST):
+        found = read_manifest(path)
+        lacking = [k for k in NEEDED if not isinstance(found, dict) or k not in found]
+        if not lacking:
+            lacking = [k for k in NEEDED_RESULTS.get(found["kind"], ()) if k not in found["results"]]
+        if lacking:
+            raise RunError(f"{path}: damaged manifest: no {', '.join(lacking)}")
+    return sorted(manifests(folder), key=lambda m: (m["started"], m["stage"]))
+
+
+def _stage(manifest: dict, begin: float) -> dict[str, Any]:
+    stats = manifest["stats"]
+    return {
+        "stage": manifest["stage"],
+        "kind": manifest["kind"],
+        "started": manifest["started"] - begin,
+        "seconds": manifest["seconds"],
+        "rows": stats.get("rows"),
+        "tokens": stats.get("tokens", stats.get("output_tokens")),
+        "tokens_per_second": stats.get("tokens_per_second"),
+        "stats": stats,
+    }
+
+
+def _bad_rows(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = [_parsed(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+    return [{key: row.get(key) for key in ("file", "line", "reason")} for row in rows]
+
+
+def _parsed(text: str, where: str) -> dict[str, Any]:
+    """A JSON object; raises RunError, saying where, for anything else."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise RunError(f"{where}: damaged: no JSON object")
+    return value
+
+
 def _curves(folder: Path) -> dict[str, list[dict]]:
-    """The log of every training, by stage."""
+    """The log of every training, by stage, also of one that still runs: its half-written line is left out."""
     logs = {}
     for path in sorted(folder.rglob("log.jsonl")):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        logs[str(path.parent.relative_to(folder))] = [json.loads(line) for line in lines if line.endswith("}")]
+        kept = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                kept.append(_parsed(line, str(path)))
+            except RunError:
+                continue
+        logs[path.parent.relative_to(folder).as_posix()] = kept
     return logs
 
 
@@ -106,79 +158,95 @@ def lower_is_better(metric: str) -> bool:
     return metric.endswith(("_rate", "loss"))
 
 
-def _sections(found: dict[str, Any]) -> list[tuple[str, str, list[list[str]]]]:
-    """The tables of a report: title, a sentence, and rows of cells of which the first is the header."""
+def _sections(found: dict[str, Any]) -> list[Section]:
+    """The tables of a report."""
+    quality = "Scored against gold that was given for reporting only: nothing was trained on it or chosen by it."
+    licences = found["licences"]
     return [
         ("Arms", _said_of_arms(found), _arms(found["arms"])),
         (
             "Pseudo-targets by round",
-            "Scored against gold that was given for reporting only: nothing was trained on it or chosen by it.",
+            quality if found["pseudo_targets"] else "Not scored: no gold was given to compare them with, or not yet.",
             _rounds(found["pseudo_targets"]),
         ),
         ("Stages", "Tokens are those trained on, or those generated.", _stages(found["stages"])),
-        (
-            "What failed",
-            f"{found['failed']['count']} rows were left out." if found["failed"]["count"] else "Nothing.",
-            [
-                ["where", "line", "reason"],
-                *([r["file"], _cell(r["line"]), r["reason"]] for r in found["failed"]["rows"]),
-            ],
-        ),
+        ("What failed", _said_of_failed(found["failed"]), _failed(found["failed"]["rows"])),
+        ("Licences", "", [["of", "licence"], *([f"the {k}", v] for k, v in licences.items())]),
     ]
 
 
 def _said_of_arms(found: dict[str, Any]) -> str:
     if not found["complete"]:
-        return "The run is not complete: these are the arms so far."
-    metrics = sorted({m for values in found["arms"].values() for m in values})
-    lower = [m for m in metrics if lower_is_better(m)]
-    better = f" Lower is better for {', '.join(lower)}." if lower else ""
-    return f"On the test rows; in brackets the change against gold_only, the best student in bold.{better}"
+        return "The run is not complete: " + ("these are the arms so far." if found["arms"] else "no arms yet.")
+    if not found["arms"]:
+        return "Nothing was scored: the recipe names no test rows."
+    against = "; in brackets the change against gold_only" if "gold_only" in found["arms"] else ""
+    return (
+        f"On the test rows{against}. Bold: the best arm, and the best student. "
+        "↓ lower is better, ↑ higher is better; error rates are in percent."
+    )
 
 
-def _arms(arms: dict[str, dict[str, float]]) -> list[list[str]]:
-    metrics = list(dict.fromkeys(m for values in arms.values() for m in values))
+def _arms(arms: dict[str, dict[str, float]]) -> Table:
+    metrics = _metrics(arms.values())
     students = {name: values for name, values in arms.items() if name != "teacher"}
-    table = [["arm", *metrics]]
+    best = {m: {_best(arms, m), _best(students, m)} for m in metrics}
+    table = [["arm", *map(_arrowed, metrics)]]
     for name, values in arms.items():
-        cells = []
-        for metric in metrics:
-            text = f"{values[metric]:.2f}"
-            control = arms.get("gold_only", {}).get(metric)
-            if control and name not in ("gold_only", "teacher"):
-                text += f" ({100 * (values[metric] - control) / control:+.0f} %)"
-            pick = min if lower_is_better(metric) else max
-            best = pick(students, key=lambda arm, m=metric: students[arm][m], default=None)
-            cells.append(f"**{text}**" if name == best else text)
-        table.append([name, *cells])
+        control = arms.get("gold_only", {}) if name != "gold_only" else {}
+        cells = {m: _score(values.get(m), control.get(m)) for m in metrics}
+        table.append([name, *(f"**{text}**" if name in best[m] else text for m, text in cells.items())])
     return table
 
 
-def _rounds(rounds: list[dict[str, Any]]) -> list[list[str]]:
-    metrics = list(dict.fromkeys(m for r in rounds for m in r["metrics"]))
-    rows = [
-        [str(r["round"]), r["labeller"], _cell(r["rows"]), *(f"{r['metrics'][m]:.2f}" for m in metrics)] for r in rounds
-    ]
-    return [["round", "labelled by", "rows", *metrics], *rows]
+def _metrics(scores: Any) -> list[str]:
+    return list(dict.fromkeys(metric for values in scores for metric in values))
 
 
-def _stages(stages: list[dict[str, Any]]) -> list[list[str]]:
-    head = ["stage", "kind", "started, s", "seconds", "rows", "tokens", "tokens/s"]
-    return [
-        head,
-        *(
-            [
-                s["stage"],
-                s["kind"],
-                f"{s['started']:.0f}",
-                f"{s['seconds']:.1f}",
-                _cell(s["rows"]),
-                _cell(s["tokens"]),
-                _cell(s["tokens_per_second"]),
-            ]
-            for s in stages
-        ),
-    ]
+def _arrowed(metric: str) -> str:
+    return f"{metric} {'↓' if lower_is_better(metric) else '↑'}"
+
+
+def _best(arms: dict[str, dict[str, float]], metric: str) -> str | None:
+    """The arm with the best value; None where fewer than two have one, which leaves nothing to choose."""
+    known = {name: v[metric] for name, v in arms.items() if metric in v and math.isfinite(v[metric])}
+    pick = min if lower_is_better(metric) else max
+    return pick(known, key=lambda name: known[name]) if len(known) > 1 else None
+
+
+def _score(value: float | None, control: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f} ({100 * (value - control) / abs(control):+.1f} %)" if control else f"{value:.2f}"
+
+
+def _rounds(rounds: list[dict[str, Any]]) -> Table:
+    metrics = _metrics(r["metrics"] for r in rounds)
+    head = ["round", "labelled by", "rows", *map(_arrowed, metrics)]
+    table = [head]
+    for one in rounds:
+        scores = [_score(one["metrics"].get(m), None) for m in metrics]
+        table.append([str(one["round"]), str(one["labeller"]), _cell(one.get("rows")), *scores])
+    return table
+
+
+def _stages(stages: list[dict[str, Any]]) -> Table:
+    table = [["stage", "kind", "started, s", "seconds", "rows", "tokens", "tokens/s"]]
+    for stage in stages:
+        counts = [_cell(stage[key]) for key in ("rows", "tokens", "tokens_per_second")]
+        table.append([stage["stage"], stage["kind"], f"{stage['started']:.0f}", f"{stage['seconds']:.1f}", *counts])
+    return table
+
+
+def _said_of_failed(failed: dict[str, Any]) -> str:
+    count, shown = failed["count"], len(failed["rows"])
+    rows = "1 row was left out" if count == 1 else f"{count} rows were left out"
+    return "Nothing." if not count else f"{rows}; the first {shown} of them:" if shown < count else f"{rows}:"
+
+
+def _failed(rows: list[dict[str, Any]]) -> Table:
+    cells = [["" if r[key] is None else str(r[key]) for key in ("file", "line", "reason")] for r in rows]
+    return [["where", "line", "reason"], *cells]
 
 
 def _cell(value: Any) -> str:
@@ -188,60 +256,90 @@ def _cell(value: Any) -> str:
 # ---------------------------------------------------------------------------------------------- texts
 
 
-def _summary(found: dict[str, Any]) -> str:
+def _summary(found: dict[str, Any], recipe: recipes.Recipe) -> str:
+    """What was run and what it took, in one paragraph."""
+    settings = ", ".join(f"{value} {key}" for key, value in found["method"].items() if key != "kind")
+    tuned = ", fine-tuned on gold pairs" if recipe.teacher.fine_tune else ""
+    done = [s["stage"] for s in found["stages"]]
+    state = "" if found["complete"] else f"Not complete; stages done so far: {', '.join(done) or 'none'}."
     totals = found["totals"]
-    return (
-        f"{found['description']} Method: {found['method']['kind']}. {totals['wall_seconds']:.0f} s from the first "
-        f"stage to the last; the teacher wrote {totals['teacher_tokens']:,} tokens, the trainings saw "
-        f"{totals['tokens_trained']:,} target tokens."
-    ).strip()
-
-
-def _facts(found: dict[str, Any]) -> list[str]:
-    packages = found["environment"].get("packages", {})
-    return [
-        f"Licence of the data: {found['licences']['data']}",
-        f"Licence of the teacher: {found['licences']['teacher']}",
-        "Made with " + ", ".join(f"{name} {version}" for name, version in packages.items()),
-        f"Again: {found['again']}",
+    texts = [
+        found["description"].strip(),
+        f"Method: {found['method']['kind']}{f' ({settings})' if settings else ''}.",
+        f"Teacher: {_model(recipe.teacher.model)}{tuned}, answering through {recipe.teacher.engine.kind}.",
+        f"Student: {_model(recipe.student.model)}.",
+        state,
+        f"{_span(totals['wall_seconds'])} from the first stage's start to the last one's end,"
+        f" {_span(totals['stage_seconds'])} summed over stages; the teacher wrote {totals['teacher_tokens']:,} tokens,"
+        f" the trainings saw {totals['tokens_trained']:,} target tokens.",
     ]
+    return " ".join(text for text in texts if text)
 
 
-def _markdown(found: dict[str, Any], sections: list[tuple[str, str, list[list[str]]]]) -> str:
-    parts = [f"# {found['name']}", _summary(found)]
+def _model(model: recipes.Model) -> str:
+    return model.path if isinstance(model, recipes.Checkpoint) else f"{model.model_type} from random weights"
+
+
+def _span(seconds: float) -> str:
+    divisor, unit = _unit(seconds)
+    return f"{seconds / divisor:.{0 if divisor == 1 else 1}f} {unit}"
+
+
+def _unit(seconds: float) -> tuple[int, str]:
+    return (1, "s") if seconds < 300 else (60, "min") if seconds < 3 * 3600 else (3600, "h")
+
+
+def _versions(found: dict[str, Any]) -> str:
+    packages = found["environment"].get("packages", {})
+    return "Made with " + ", ".join(f"{k} {v}" for k, v in packages.items()) + "." if packages else ""
+
+
+def _markdown(found: dict[str, Any], summary: str, sections: list[Section], recipe: str) -> str:
+    def safe(text: str) -> str:
+        return " ".join(html.escape(text, quote=False).replace("|", "\\|").split())
+
+    parts = [f"# {safe(found['name'])}", safe(summary)]
     for title, text, table in sections:
-        parts += [f"## {title}", text]
+        parts += [f"## {title}", *([safe(text)] if text else [])]
         if len(table) > 1:
-            lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table]
+            lines = ["| " + " | ".join(map(safe, row)) + " |" for row in table]
             parts.append("\n".join([lines[0], "|" + " --- |" * len(table[0]), *lines[1:]]))
-    parts += ["## Licences, versions, again", "\n".join(f"- {fact}" for fact in _facts(found))]
+    parts += ["Loss curves and the timeline are in report.html.", "## Again", f"    {found['again']}"]
+    parts += [safe(_versions(found))] if _versions(found) else []
+    parts.append(f"<details><summary>The recipe, resolved</summary>\n\n<pre>{html.escape(recipe)}</pre>\n\n</details>")
     return "\n\n".join(parts) + "\n"
 
 
-def _html(found: dict[str, Any], sections: list, plots: list[tuple[str, str]], recipe: str) -> str:
+def _html(
+    found: dict[str, Any], summary: str, sections: list[Section], plots: list[tuple[str, str]], recipe: str
+) -> str:
     name = html.escape(found["name"])
-    parts = [f"<h1>{name}</h1><p>{html.escape(_summary(found))}</p>"]
+    parts = [f"<h1>{name}</h1><p>{html.escape(summary)}</p>"]
     for title, text, table in sections:
+        if title == "Stages":
+            parts += [f"<h2>{head}</h2>{picture}" for head, picture in plots]
         parts.append(f"<h2>{title}</h2><p>{html.escape(text)}</p>")
         if len(table) > 1:
             parts.append(_html_table(table))
-        if title.startswith("Pseudo"):
-            parts += [f"<h2>{head}</h2>{picture}" for head, picture in plots]
-    facts = "".join(f"<li>{html.escape(fact)}</li>" for fact in _facts(found))
-    parts.append(f"<h2>Licences, versions, again</h2><ul>{facts}</ul>")
+    parts.append(f"<h2>Again</h2><pre>{html.escape(found['again'])}</pre><p>{html.escape(_versions(found))}</p>")
     parts.append(f"<details><summary>The recipe, resolved</summary><pre>{html.escape(recipe)}</pre></details>")
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title><style>{STYLE}</style>'
-    return head + "\n".join(parts) + "</html>\n"
+    head = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    return f"{head}<title>{name}</title><style>{STYLE}</style>" + "\n".join(parts) + "</html>\n"
 
 
-def _html_table(table: list[list[str]]) -> str:
-    def cell(text: str, tag: str) -> str:
+def _html_table(table: Table) -> str:
+    """Columns of numbers are set to the right, columns of words to the left."""
+    right = [all(NUMBER.fullmatch(cell) for cell in column if cell) for column in zip(*table[1:], strict=True)]
+
+    def cell(text: str, tag: str, number: bool) -> str:
         bold = text.startswith("**") and text.endswith("**") and len(text) > 4
-        inner = html.escape(text[2:-2] if bold else text)
-        return f"<{tag}>{f'<b>{inner}</b>' if bold else inner}</{tag}>"
+        inner = f"<b>{html.escape(text[2:-2])}</b>" if bold else html.escape(text)
+        return f"<{tag} class=n>{inner}</{tag}>" if number else f"<{tag}>{inner}</{tag}>"
 
-    rows = ["".join(cell(text, "td" if i else "th") for text in row) for i, row in enumerate(table)]
-    return "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+    def line(row: list[str], tag: str) -> str:
+        return "<tr>" + "".join(cell(text, tag, right[i]) for i, text in enumerate(row)) + "</tr>"
+
+    return "<table>" + line(table[0], "th") + "".join(line(row, "td") for row in table[1:]) + "</table>"
 
 
 def _replace(path: Path, text: str) -> None:
@@ -263,56 +361,87 @@ def _plots(found: dict[str, Any], curves: dict[str, list[dict]]) -> list[tuple[s
         import matplotlib
     except ImportError:
         return [("Plots", "<p>matplotlib is not installed: no plots.</p>")]
-    matplotlib.use("Agg")
-    with matplotlib.rc_context({"svg.hashsalt": "raykd", "svg.fonttype": "none", "font.size": 9}):
-        made = [("Timeline", _timeline(found["stages"])), ("Loss curves", _losses(curves))]
+    plain = {"svg.hashsalt": "raykd", "svg.fonttype": "none", "font.size": 9, "text.parse_math": False}
+    with matplotlib.rc_context(plain):
+        made = [("Loss curves", _losses(curves)), ("Timeline", _timeline(found["stages"]))]
     return [(title, picture) for title, picture in made if picture]
 
 
-def _timeline(stages: list[dict[str, Any]]) -> str:
-    from matplotlib import patches, pyplot
-
-    shown = [s for s in stages if s["seconds"] >= 0.5]
-    if not shown:
-        return ""
-    figure, axes = pyplot.subplots(figsize=(9, 0.6 + 0.26 * len(shown)))
-    for row, stage in enumerate(shown):
-        axes.barh(row, stage["seconds"], left=stage["started"], color=COLOURS.get(stage["kind"], OTHER), height=0.7)
-    axes.set_yticks(range(len(shown)), [s["stage"] for s in shown])
-    axes.invert_yaxis()
-    axes.set_xlabel("seconds since the start")
-    axes.grid(axis="x", alpha=0.3)
-    handles = [patches.Rectangle((0, 0), 1, 1, color=c) for c in (*COLOURS.values(), OTHER)]
-    axes.legend(handles, [*COLOURS, "other"], ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.15), frameon=False)
-    return _svg(figure)
-
-
 def _losses(curves: dict[str, list[dict]]) -> str:
-    from matplotlib import pyplot
+    """One line per training; empty where nothing was trained yet."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
-    if not curves:
-        return ""
-    figure, axes = pyplot.subplots(figsize=(9, 4))
+    figure = Figure(figsize=(9, max(4.0, 0.8 + 0.2 * len(curves))))
+    axes = figure.add_subplot()
     for number, (name, lines) in enumerate(curves.items()):
-        trained = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-        judged = [(line["step"], line["dev_loss"]) for line in lines if "dev_loss" in line]
-        colour = f"C{number % 10}"
+        trained, judged = _points(lines, "loss"), _points(lines, "dev_loss")
+        colour, dash = f"C{number % 10}", ("-", "--", ":")[number // 10 % 3]
         if trained:
-            axes.plot(*zip(*trained, strict=True), color=colour, alpha=0.35, linewidth=0.8)
+            steps, values = zip(*trained, strict=True)
+            label = None if judged else name
+            axes.plot(steps, _smoothed(values), color=colour, linestyle=dash, alpha=0.4, linewidth=1, label=label)
         if judged:
-            axes.plot(*zip(*judged, strict=True), color=colour, marker="o", markersize=3, label=name)
+            axes.plot(*zip(*judged, strict=True), color=colour, linestyle=dash, marker="o", markersize=3, label=name)
+    if not axes.lines:
+        return ""
     axes.set_yscale("log")
-    axes.set_xlabel("optimizer steps; faint: training loss, with marks: dev loss")
-    axes.set_ylabel("loss, nats per token")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+    axes.set_xlabel("optimizer steps; faint: training loss, smoothed; with marks: dev loss")
+    axes.set_ylabel("loss per token")
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return _svg(figure)
 
 
-def _svg(figure: Any) -> str:
-    from matplotlib import pyplot
+def _points(lines: list[dict], key: str) -> list[tuple[int, float]]:
+    """(step, value) where the value can be drawn on a logarithmic axis."""
+    found = [(line.get("step"), line.get(key)) for line in lines]
+    return [(step, v) for step, v in found if step is not None and v is not None and math.isfinite(v) and v > 0]
 
+
+def _smoothed(values: tuple[float, ...]) -> list[float]:
+    """The moving average in which a new value weighs a fifth."""
+    mean, means = values[0], []
+    for value in values:
+        mean += 0.2 * (value - mean)
+        means.append(mean)
+    return means
+
+
+def _timeline(stages: list[dict[str, Any]]) -> str:
+    """A bar per stage, however short; empty where no stage is complete."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    if not stages:
+        return ""
+    divisor, unit = _unit(max(s["started"] + s["seconds"] for s in stages))
+    figure = Figure(figsize=(9, 0.8 + 0.24 * len(stages)))
+    axes = figure.add_subplot()
+    colours = [COLOURS.get(s["kind"], OTHER) for s in stages]
+    axes.barh(
+        range(len(stages)),
+        [s["seconds"] / divisor for s in stages],
+        left=[s["started"] / divisor for s in stages],
+        color=colours,
+        edgecolor=colours,  # what took no time still shows as a line
+        height=0.7,
+    )
+    axes.set_yticks(range(len(stages)), [s["stage"] for s in stages])
+    axes.set_ylim(len(stages) - 0.4, -0.6)
+    axes.set_xlabel(f"{unit} since the start")
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    kinds = {s["kind"] if s["kind"] in COLOURS else "other" for s in stages}
+    handles = [Patch(color=c, label=k) for k, c in {**COLOURS, "other": OTHER}.items() if k in kinds]
+    axes.legend(handles=handles, ncols=len(handles), loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+    return _svg(figure)
+
+
+def _svg(figure: Any) -> str:
     out = io.StringIO()
     figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
-    pyplot.close(figure)
     return out.getvalue()[out.getvalue().index("<svg") :]

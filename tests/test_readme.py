@@ -64,7 +64,7 @@ def test_job_submit_as_written(tmp_path):
     """Against a real head with its dashboard, started by hand and ended by its pid."""
     command = next(c for c in COMMANDS if c.startswith("ray job submit"))
     environment = {
-        **{k: v for k, v in os.environ.items() if not k.startswith("RAY_ADDRESS")},
+        **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:28265",
         "HF_TOKEN": "planted-51c0de",

@@ -1,53 +1,55 @@
 """From manifests to reports."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from test_run import RECIPE
 
-from raykd import report
+from raykd import recipe, report
 from raykd.errors import RunError
+
+ROOT = Path(__file__).parents[1]
+TEST_ROWS = "test: {kind: jsonl, path: t.jsonl}, "
 
 
 @pytest.fixture
 def folder(tmp_path):
+    """A run that has its recipe and nothing else."""
     run = tmp_path / "runs" / "r"
     run.mkdir(parents=True)
     text = RECIPE.format(output=tmp_path / "runs", bad=0).replace("{kind: distill}", "{kind: mckd}")
     text += 'description: "<script>alert(1)</script>"\nmetrics: [bleu]\n'
-    text = text.replace("max_bad_rows: 0", "max_bad_rows: 0, test: {kind: jsonl, path: t.jsonl}, licence: CC BY 4.0")
-    (run / "recipe.yaml").write_text(text)
+    text = text.replace("max_bad_rows: 0", f"max_bad_rows: 0, {TEST_ROWS}licence: CC BY 4.0")
+    (tmp_path / "given.yaml").write_text(text)
+    (run / "recipe.yaml").write_text(recipe.dump(recipe.load(tmp_path / "given.yaml")))
     return run
 
 
 def manifest(folder, stage, kind, started, results, **stats):
     (folder / stage).mkdir(parents=True, exist_ok=True)
-    whole = {
-        "stage": stage,
-        "kind": kind,
-        "started": 1000 + started,
-        "seconds": 10.0,
-        "results": results,
-        "stats": stats,
-    }
-    (folder / stage / "manifest.json").write_text(json.dumps({**whole, "fingerprint": "", "inputs": {}}))
+    whole = {"stage": stage, "kind": kind, "started": 1000 + started, "seconds": 10.0, "results": results}
+    (folder / stage / "manifest.json").write_text(
+        json.dumps({**whole, "stats": stats, "fingerprint": "", "inputs": {}})
+    )
+
+
+def scored(folder, arm, **metrics):
+    manifest(folder, f"evaluate/{arm}", "evaluate", 20, {"arm": arm, "rows": 9, "metrics": metrics, "model": "m"})
 
 
 @pytest.fixture
 def finished(folder):
     manifest(folder, "teacher/labels", "label", 0, {"store": "x"}, rows=5, output_tokens=40, tokens_per_second=4.0)
-    manifest(
-        folder,
-        "teacher/quality",
-        "quality",
-        10,
-        {"round": 0, "labeller": "teacher", "rows": 5, "metrics": {"e_rate": 9.0}},
-    )
+    quality = {"round": 0, "labeller": "teacher", "rows": 5, "metrics": {"e_rate": 9.0}}
+    manifest(folder, "teacher/quality", "quality", 10, quality)
+    manifest(folder, "mckd/round-1/labels-0", "label", 10, {"store": "x"}, rows=5, output_tokens=7)
     manifest(folder, "mckd/final", "train", 10, {"model": "m"}, rows=5, tokens=60, tokens_per_second=6.0)
     (folder / "mckd/final/log.jsonl").write_text('{"step": 10, "loss": 2.5}\n{"step": 10, "dev_loss": 2.0}\n{"st')
-    for arm, rate in (("teacher", 8.0), ("gold_only", 40.0), ("distilled", 25.0), ("mckd", 30.0)):
-        values = {"e_rate": rate, "bleu": 100 - rate}
-        manifest(folder, f"evaluate/{arm}", "evaluate", 20, {"arm": arm, "rows": 9, "metrics": values, "model": "m"})
+    for arm, rate in (("teacher", 8.123456), ("gold_only", 40.0), ("distilled", 25.0), ("mckd", 30.0)):
+        scored(folder, arm, e_rate=rate, bleu=100 - rate)
     return folder
 
 
@@ -56,55 +58,168 @@ def test_the_numbers(finished):
     assert found == json.loads((finished / "report.json").read_text())
     assert found["complete"] and found["arms"]["mckd"] == {"e_rate": 30.0, "bleu": 70.0}
     assert list(found["arms"]) == ["teacher", "gold_only", "distilled", "mckd"]
-    assert found["totals"]["teacher_tokens"] == 40 and found["totals"]["tokens_trained"] == 60
-    assert found["totals"]["wall_seconds"] == 30.0
-    assert found["pseudo_targets"][0]["metrics"] == {"e_rate": 9.0}
-    assert [s["started"] for s in found["stages"]] == sorted(s["started"] for s in found["stages"])
+    assert found["arms"]["teacher"]["e_rate"] == 8.123456
+    assert found["pseudo_targets"] == [{"round": 0, "labeller": "teacher", "rows": 5, "metrics": {"e_rate": 9.0}}]
+    assert found["licences"] == {"data": "CC BY 4.0", "teacher": "not stated"}
+    assert found["again"] == f"raykd run {finished}/recipe.yaml"
 
 
-def test_the_best_student_is_bold_and_compared_with_the_control(finished):
+def test_what_the_stages_took(finished):
+    found = report.write(finished)
+    assert found["totals"] == {
+        "wall_seconds": 30.0,
+        "stage_seconds": 80.0,
+        "teacher_tokens": 40,  # not the 7 that a student wrote
+        "tokens_trained": 60,
+        "failed_rows": 0,
+    }
+    assert [s["started"] for s in found["stages"]] == [0, 10, 10, 10, 20, 20, 20, 20]
+    assert [s["stage"] for s in found["stages"]][1:4] == ["mckd/final", "mckd/round-1/labels-0", "teacher/quality"]
+    stats = {"rows": 5, "tokens": 60, "tokens_per_second": 6.0}
+    stage = {"stage": "mckd/final", "kind": "train", "started": 10.0, "seconds": 10.0, **stats, "stats": stats}
+    assert found["stages"][1] == stage
+
+
+def test_the_best_is_bold_and_compared_with_the_control(finished):
     report.write(finished)
     text = (finished / "report.md").read_text()
-    assert "| distilled | **25.00 (-38 %)** | **75.00 (+25 %)** |" in text
-    assert "| teacher | 8.00 | 92.00 |" in text
-    assert "Licence of the data: CC BY 4.0" in text
+    assert "| arm | e_rate ↓ | bleu ↑ |" in text
+    assert "| teacher | **8.12 (-79.7 %)** | **91.88 (+53.1 %)** |" in text
+    assert "| gold_only | 40.00 | 60.00 |" in text
+    assert "| distilled | **25.00 (-37.5 %)** | **75.00 (+25.0 %)** |" in text  # the best student
+    assert "| mckd | 30.00 (-25.0 %) | 70.00 (+16.7 %) |" in text
+    assert "<td class=n><b>25.00 (-37.5 %)</b></td>" in (finished / "report.html").read_text()
+
+
+def test_an_arm_or_metric_that_others_lack(finished):
+    scored(finished, "mine", e_rate=1.0)
+    assert list(report.write(finished)["arms"])[-1] == "mine"
+    assert "| mine | **1.00 (-97.5 %)** |  |" in (finished / "report.md").read_text()
+
+
+def test_without_a_control_nothing_is_compared(folder):
+    scored(folder, "mckd", e_rate=1.0)
+    report.write(folder)
+    assert "| mckd | 1.00 |" in (folder / "report.md").read_text()
+    assert "gold_only" not in (folder / "report.html").read_text().partition("<details>")[0]
+
+
+def test_quality_is_marked_as_reporting_only(finished):
+    report.write(finished)
+    for name in ("report.md", "report.html"):
+        assert "given for reporting only" in (finished / name).read_text()
 
 
 def test_html_is_one_file_and_escaped(finished):
+    manifest(finished, "odd", "<b>new kind</b>", 5, {})
     report.write(finished)
     text = (finished / "report.html").read_text()
-    assert "<script>alert" not in text and "&lt;script&gt;alert" in text
-    assert text.count("<svg") == 2 and "mckd/final" in text
-    assert "<link" not in text and "src=" not in text
+    assert "<script" not in text and "&lt;script&gt;alert" in text
+    assert "<b>new kind" not in text and "&lt;b&gt;new kind" in text
+    assert not any(mark in text for mark in ("<link", " src=", "@import", "url(http", '<image xlink:href="http'))
+    assert "<script" not in (finished / "report.md").read_text()
 
 
-def test_writing_again_changes_nothing(finished):
+def test_plots_show_every_stage_and_training(finished):
+    manifest(finished, "odd", "new kind", 5, {})
+    (finished / "distilled").mkdir()  # still trains, no dev loss yet
+    (finished / "distilled" / "log.jsonl").write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": NaN}\n')
+    report.write(finished)
+    curves, timeline = (part for part in (finished / "report.html").read_text().split("<svg")[1:])
+    assert "mckd/final" in curves and "distilled" in curves
+    assert all(name in timeline for name in ("odd", "evaluate/mckd", "other", "label", "train"))
+
+
+def test_training_losses_are_smoothed():
+    assert report._smoothed((5.0, 0.0, 0.0)) == pytest.approx([5.0, 4.0, 3.2])
+
+
+def test_without_matplotlib_a_line_says_so(finished, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    report.write(finished)
+    text = (finished / "report.html").read_text()
+    assert "matplotlib is not installed: no plots." in text and "<svg" not in text
+
+
+def test_writing_again_changes_nothing(finished, monkeypatch):
     report.write(finished)
     before = {p.name: p.read_bytes() for p in finished.glob("report.*")}
-    report.write(finished)
+    monkeypatch.chdir(finished.parent)
+    report.write(Path(finished.name))
     assert {p.name: p.read_bytes() for p in finished.glob("report.*")} == before and len(before) == 3
+    code = "import sys; from pathlib import Path; from raykd import report; report.write(Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", code, finished], cwd=ROOT, check=True)
+    assert {p.name: p.read_bytes() for p in finished.glob("report.*")} == before
 
 
 def test_an_unfinished_run(folder):
+    assert report.write(folder)["stages"] == []
+    assert "stages done so far: none" in (folder / "report.md").read_text()
     manifest(folder, "teacher/labels", "label", 0, {"store": "x"}, rows=5)
     found = report.write(folder)
     assert not found["complete"] and found["arms"] == {}
-    assert "not complete" in (folder / "report.md").read_text()
+    text = (folder / "report.md").read_text()
+    assert "no arms yet" in text and "stages done so far: teacher/labels" in text
+
+
+def test_a_run_is_complete_with_its_own_student(folder):
+    scored(folder, "teacher", bleu=50.0)
+    scored(folder, "distilled", bleu=40.0)
+    assert not report.write(folder)["complete"]
+    scored(folder, "mckd", bleu=30.0)
+    assert report.write(folder)["complete"]
+
+
+def test_without_test_rows_the_final_training_completes(folder):
+    text = (folder.parent.parent / "given.yaml").read_text().replace(TEST_ROWS, "").replace("metrics: [bleu]", "")
+    (folder / "recipe.yaml").write_text(text)
+    manifest(folder, "mckd/round-1/student-0", "train", 0, {"model": "m"})
+    assert not report.write(folder)["complete"]
+    manifest(folder, "mckd/final", "train", 10, {"model": "m"})
+    assert report.write(folder)["complete"]
+    assert "no test rows" in (folder / "report.md").read_text()
 
 
 def test_what_failed_is_shown(finished):
-    (finished / "bad_rows.jsonl").write_text('{"file": "rows.jsonl", "line": 7, "reason": "not JSON"}\n')
-    assert report.write(finished)["failed"] == {
-        "count": 1,
-        "rows": [{"file": "rows.jsonl", "line": 7, "reason": "not JSON"}],
-    }
-    assert "| rows.jsonl | 7 | not JSON |" in (finished / "report.md").read_text()
+    rows = [{"file": "rows.jsonl", "line": n, "reason": f"a|b <i>{n}"} for n in range(1, 26)]
+    (finished / "bad_rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = report.write(finished)
+    assert found["failed"] == {"count": 25, "rows": rows[:20]} and found["totals"]["failed_rows"] == 25
+    text = (finished / "report.md").read_text()
+    assert "25 rows were left out; the first 20 of them" in text
+    assert "| rows.jsonl | 7 | a\\|b &lt;i&gt;7 |" in text and "&gt;21" not in text
 
 
-def test_no_run_and_a_damaged_one(tmp_path, folder):
+def test_the_environment_is_told(finished):
+    assert report.write(finished)["environment"] == {}
+    assert "Made with" not in (finished / "report.md").read_text()
+    (finished / "environment.json").write_text('{"packages": {"ray": "9.9"}}')
+    assert report.write(finished)["environment"] == {"packages": {"ray": "9.9"}}
+    assert "Made with ray 9.9." in (finished / "report.md").read_text()
+
+
+def test_no_run(tmp_path):
     with pytest.raises(RunError, match="no run folder"):
         report.write(tmp_path)
-    manifest(folder, "a", "label", 0, {})
-    (folder / "a" / "manifest.json").write_text("{")
-    with pytest.raises(RunError, match="damaged manifest"):
-        report.write(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"stage": "evaluate/mckd", "kind": "evaluate"}'])
+def test_a_damaged_manifest(finished, text):
+    (finished / "evaluate/mckd/manifest.json").write_text(text)
+    with pytest.raises(RunError, match="evaluate/mckd/manifest.json: damaged manifest") as error:
+        report.write(finished)
+    assert "\n" not in str(error.value) and not (finished / "report.json").exists()
+
+
+@pytest.mark.parametrize("name", ["bad_rows.jsonl", "environment.json"])
+def test_another_damaged_file(finished, name):
+    (finished / name).write_text("{\n")
+    with pytest.raises(RunError, match=f"{name}.*damaged"):
+        report.write(finished)
+
+
+def test_neither_torch_nor_ray_nor_matplotlib_is_imported():
+    code = "import sys; import raykd.report; print({'torch', 'ray', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

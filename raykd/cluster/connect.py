@@ -59,7 +59,8 @@ def _local(settings: Cluster, logs: Path, verbose: bool, lock: IO | None) -> Ite
     # the system's folder of temporary files: a socket's path may have 107 characters, a run folder's is longer
     folder = Path(tempfile.mkdtemp(prefix="raykd-"))
     os.environ[MARK] = folder.name
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # loopback only, and as short-lived as this process
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on every system: a Ray for this machine alone, on loopback
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nobody else can reach it
     sweeper = _sweeper(folder, logs, lock)
     import ray
 
@@ -71,7 +72,6 @@ def _local(settings: Cluster, logs: Path, verbose: bool, lock: IO | None) -> Ite
             include_dashboard=False,
             object_store_memory=OBJECT_STORE,
             _temp_dir=str(folder),
-            _node_ip_address="127.0.0.1",
             log_to_driver=verbose,
             logging_level=logging.INFO if verbose else logging.ERROR,
         )
