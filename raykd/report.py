@@ -361,7 +361,7 @@ def _plots(found: dict[str, Any], curves: dict[str, list[dict]]) -> list[tuple[s
         import matplotlib
     except ImportError:
         return [("Plots", "<p>matplotlib is not installed: no plots.</p>")]
-    plain = {"svg.hashsalt": "raykd", "svg.fonttype": "none", "font.size": 9, "text.parse_math": False}
+    plain: Any = {"svg.hashsalt": "raykd", "svg.fonttype": "none", "font.size": 9, "text.parse_math": False}
     with matplotlib.rc_context(plain):
         made = [("Loss curves", _losses(curves)), ("Timeline", _timeline(found["stages"]))]
     return [(title, picture) for title, picture in made if picture]
