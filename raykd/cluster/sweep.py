@@ -1,9 +1,10 @@
-"""Run as a script: wait until standard input closes, then end every process that carries the run's mark.
+"""Run as a script: wait until standard input closes, then end every process of the run.
 
 Standard input is a pipe from the driver: it closes when the driver ends, however it ends. Ray's own clean-up runs
-only where the driver still can; after SIGKILL its daemons, workers and engines would stay. Uses the standard library
-only, because it must start at once. On a system without /proc there is nothing to sweep by, and Ray's own clean-up
-is all there is.
+only where the driver still can; after SIGKILL its daemons, workers and engines would stay. A process is of the run if
+its environment holds the run's mark, or if it descends from such a one: Ray's agents and workers write their title
+over their environment. Uses the standard library only, because it must start at once. On a system without /proc there
+is nothing to sweep by, and Ray's own clean-up is all there is.
 """
 
 import os
@@ -13,21 +14,44 @@ import sys
 import time
 from pathlib import Path
 
+Process = tuple[int, str]  # process id and start time, which together never come again
 
-def marked(mark: bytes) -> list[int]:
-    """Process ids, other than this one, whose environment holds the mark."""
-    found = []
+
+def family(mark: bytes) -> set[Process]:
+    """Processes that hold the mark, and their descendants; not this one."""
+    parents, marked = {}, set()
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if int(entry.name) != os.getpid() and mark in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            process = (int(entry.name), fields[19])
+            parents[process] = int(fields[1])
+            if mark in (entry / "environ").read_bytes():
+                marked.add(process)
         except OSError:
             continue  # it ended, or is not ours
+    while True:
+        ids = {pid for pid, _ in marked}
+        children = {process for process, parent in parents.items() if parent in ids} - marked
+        if not children:
+            return {process for process in marked if process[0] != os.getpid()}
+        marked |= children
+
+
+def alive(processes: set[Process]) -> set[Process]:
+    """Those that still run; a zombie does not."""
+    found = set()
+    for pid, start in processes:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[19] == start and fields[0] != "Z":
+            found.add((pid, start))
     return found
 
 
-def end(pids: list[int], how: signal.Signals) -> None:
-    for pid in pids:
+def end(processes: set[Process], how: signal.Signals) -> None:
+    for pid, _ in alive(processes):
         try:
             os.kill(pid, how)
         except OSError:
@@ -39,16 +63,15 @@ def main(name: str, folder: str, logs: str) -> None:
         signal.signal(how, signal.SIG_IGN)  # it must outlive an interrupted driver
     sys.stdin.buffer.read()
     mark = f"{name}={Path(folder).name}".encode()
-    end(marked(mark), signal.SIGTERM)
-    for _ in range(20):
-        if not marked(mark):
+    doomed = family(mark)
+    end(doomed, signal.SIGTERM)
+    for turn in range(40):
+        doomed |= family(mark)  # again, for what was being started meanwhile
+        if not alive(doomed):
             break
+        if turn >= 15:
+            end(doomed, signal.SIGKILL)
         time.sleep(0.1)
-    for _ in range(10):  # again, for what was being started meanwhile
-        end(marked(mark), signal.SIGKILL)
-        if not marked(mark):
-            break
-        time.sleep(0.2)
     for session in Path(folder).glob("session_*/logs"):
         if not session.parent.is_symlink():
             shutil.copytree(

@@ -1,6 +1,13 @@
 """A local Ray is for this machine alone."""
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
+
+from raykd.cluster import sweep
+from raykd.cluster.connect import MARK
 
 
 def listening() -> set[tuple[str, int]]:
@@ -17,6 +24,8 @@ def listening() -> set[tuple[str, int]]:
             command = (process / "cmdline").read_bytes()
             if b"gcs_server" not in command and b"raylet" not in command:
                 continue
+            if os.environ[MARK].encode() not in (process / "environ").read_bytes():
+                continue  # another Ray's
             for fd in (process / "fd").iterdir():
                 inode = fd.readlink().name.removeprefix("socket:[").rstrip("]")
                 if inode in inodes:
@@ -33,3 +42,34 @@ def test_ray_listens_on_loopback_only(ray_session):
     loopback = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
     found = listening()
     assert found and {address for address, _ in found} <= set(loopback)
+
+
+def test_the_sweeper_ends_the_marked_and_their_children_and_no_other(tmp_path):
+    """The child has no mark of its own, as Ray's agents have none once they wrote their title over it."""
+    name = f"raykd-{os.getpid()}"
+    child = (
+        "import subprocess as s, time; p = s.Popen(['sleep', '300'], env={}); print(p.pid, flush=True); time.sleep(99)"
+    )
+    marked = subprocess.Popen(
+        [sys.executable, "-c", child],
+        env={"RAYKD_TEST_MARK": name},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    other = subprocess.Popen(["sleep", "300"], env={})
+    assert marked.stdout is not None
+    grandchild = int(marked.stdout.readline())
+    (tmp_path / name).mkdir()
+    script = [sys.executable, "-S", sweep.__file__, "RAYKD_TEST_MARK", str(tmp_path / name), str(tmp_path / "logs")]
+    sweeper = subprocess.Popen(script, stdin=subprocess.PIPE)
+    time.sleep(0.5)
+    assert marked.poll() is None  # it waits for its driver to end
+    sweeper.communicate()  # closes its standard input
+    assert marked.wait(5) != 0 and other.poll() is None
+    stat = Path(f"/proc/{grandchild}/stat")
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+    assert not (tmp_path / name).exists()
+    other.kill()
+    other.wait()
+    marked.stdout.close()
