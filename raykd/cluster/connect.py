@@ -59,6 +59,7 @@ def _local(settings: Cluster, logs: Path, verbose: bool, lock: IO | None) -> Ite
     # the system's folder of temporary files: a socket's path may have 107 characters, a run folder's is longer
     folder = Path(tempfile.mkdtemp(prefix="raykd-"))
     os.environ[MARK] = folder.name
+    os.environ["SPT_NOENV"] = "1"  # setproctitle, in Ray and vLLM, would write a process's title over its environment
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on every system: a Ray for this machine alone, on loopback
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nobody else can reach it
     sweeper = _sweeper(folder, logs, lock)

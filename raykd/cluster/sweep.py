@@ -2,9 +2,8 @@
 
 Standard input is a pipe from the driver: it closes when the driver ends, however it ends. Ray's own clean-up runs
 only where the driver still can; after SIGKILL its daemons, workers and engines would stay. A process is of the run if
-its environment holds the run's mark, or if it descends from such a one: Ray's agents and workers write their title
-over their environment. Uses the standard library only, because it must start at once. On a system without /proc there
-is nothing to sweep by, and Ray's own clean-up is all there is.
+its environment holds the run's mark. Uses the standard library only, because it must start at once. On a system
+without /proc there is nothing to sweep by, and Ray's own clean-up is all there is.
 """
 
 import os
@@ -17,24 +16,16 @@ from pathlib import Path
 Process = tuple[int, str]  # process id and start time, which together never come again
 
 
-def family(mark: bytes) -> set[Process]:
-    """Processes that hold the mark, and their descendants; not this one."""
-    parents, marked = {}, set()
+def marked(mark: bytes) -> set[Process]:
+    """Processes that hold the mark in their environment; not this one."""
+    found = set()
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            process = (int(entry.name), fields[19])
-            parents[process] = int(fields[1])
-            if mark in (entry / "environ").read_bytes():
-                marked.add(process)
+            if int(entry.name) != os.getpid() and mark in (entry / "environ").read_bytes():
+                found.add((int(entry.name), (entry / "stat").read_text().rpartition(")")[2].split()[19]))
         except OSError:
             continue  # it ended, or is not ours
-    while True:
-        ids = {pid for pid, _ in marked}
-        children = {process for process, parent in parents.items() if parent in ids} - marked
-        if not children:
-            return {process for process in marked if process[0] != os.getpid()}
-        marked |= children
+    return found
 
 
 def alive(processes: set[Process]) -> set[Process]:
@@ -63,10 +54,10 @@ def main(name: str, folder: str, logs: str) -> None:
         signal.signal(how, signal.SIG_IGN)  # it must outlive an interrupted driver
     sys.stdin.buffer.read()
     mark = f"{name}={Path(folder).name}".encode()
-    doomed = family(mark)
+    doomed = marked(mark)
     end(doomed, signal.SIGTERM)
     for turn in range(40):
-        doomed |= family(mark)  # again, for what was being started meanwhile
+        doomed |= marked(mark)  # again, for what was being started meanwhile
         if not alive(doomed):
             break
         if turn >= 15:

@@ -136,7 +136,6 @@ def kill_when(file: Path, mark: str, ready) -> str:
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.slow
 def test_killed_in_labelling_training_and_cross_labelling(tmp_path):
     engine = {"kind": "scripted", "function": "answers:slow"}
     training = {**TRAINING, "max_steps": 300}
