@@ -1,5 +1,7 @@
 """Sequence-level distillation (Kim and Rush 2016): the student learns what the teacher answers."""
 
+from functools import partial
+
 from raykd import stages
 from raykd.run import Run
 from raykd.stages import Example, Lesson, Sets
@@ -45,5 +47,10 @@ def score(run: Run, rows: Sets, trained: dict[str, dict]) -> None:
         best["mckd" if name.startswith("mckd") else name.partition("/")[0]] = result["model"]
     student = run.recipe.student
     stages.together(
-        run, [lambda a=arm, m=model: stages.evaluate(run, a, m, student, rows.test) for arm, model in best.items()]
+        run,
+        {
+            f"evaluate/{arm}-answers": partial(stages.evaluate, run, arm, model, student, rows.test)
+            for arm, model in best.items()
+            if rows.test
+        },
     )

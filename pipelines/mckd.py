@@ -44,4 +44,4 @@ def relabel(run: Run, at: str, parts: list[list[Example]], students: list[str]) 
     def one(number: int) -> list[Example]:
         return stages.label(run, f"{at}/labels-{number}", students[number], run.recipe.student, parts[number])
 
-    return stages.together(run, [partial(one, number) for number in range(len(parts))])
+    return stages.together(run, {f"{at}/labels-{number}": partial(one, number) for number in range(len(parts))})

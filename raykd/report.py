@@ -9,7 +9,6 @@ import html
 import io
 import json
 import math
-import os
 import re
 import shlex
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from raykd import recipe as recipes
 from raykd.errors import RunError
-from raykd.run import BAD_ROWS, MANIFEST, manifests, read_manifest
+from raykd.run import BAD_ROWS, MANIFEST, manifests, read_manifest, write_json, write_text
 
 NEEDED = ("stage", "kind", "started", "seconds", "results", "stats")
 NEEDED_RESULTS = {"evaluate": ("arm", "metrics"), "quality": ("round", "labeller", "metrics")}
@@ -54,9 +53,9 @@ def write(folder: Path) -> dict[str, Any]:
     found = gather(folder)
     summary, sections, plots = _summary(found, recipe), _sections(found), _plots(found, _curves(folder))
     text = (folder / "recipe.yaml").read_text(encoding="utf-8")
-    _replace(folder / "report.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    _replace(folder / "report.md", _markdown(found, summary, sections, text))
-    _replace(folder / "report.html", _html(found, summary, sections, plots, text))
+    write_json(folder / "report.json", found)
+    write_text(folder / "report.md", _markdown(found, summary, sections, text))
+    write_text(folder / "report.html", _html(found, summary, sections, plots, text))
     return found
 
 
@@ -340,16 +339,6 @@ def _html_table(table: Table) -> str:
         return "<tr>" + "".join(cell(text, tag, right[i]) for i, text in enumerate(row)) + "</tr>"
 
     return "<table>" + line(table[0], "th") + "".join(line(row, "td") for row in table[1:]) + "</table>"
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file so that it is either whole or as it was."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 # ---------------------------------------------------------------------------------------------- plots

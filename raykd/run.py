@@ -40,15 +40,24 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is either whole or as it was, also after a power cut. Raises RunError."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot be written: {error.strerror}") from None
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is either whole or not there, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(part, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    """`write_text` of a value as JSON."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 class Run:
@@ -73,13 +82,7 @@ class Run:
                     f"{self.path} holds another recipe ({'; '.join(changed[:3])}): "
                     "give the run another name, or remove the folder"
                 )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            part = saved.with_name(".recipe.yaml")
-            part.write_text(recipes.dump(self.recipe), encoding="utf-8")
-            os.replace(part, saved)
-        except OSError as error:
-            raise RunError(f"{self.path}: cannot be written: {error.strerror}") from None
+        write_text(saved, recipes.dump(self.recipe))
 
     def __enter__(self) -> Run:
         """Take the folder for this process alone. Raises RunError where another run has it."""
@@ -92,6 +95,7 @@ class Run:
                 if wait == 1:
                     self.screen.say(f"waiting for what still works in {self.path}")
                 time.sleep(1)
+        self.held.close()
         raise RunError(f"{self.path}: another raykd works in it")
 
     def __exit__(self, *error) -> None:
@@ -157,9 +161,7 @@ class Run:
     def _list_bad_rows(self) -> None:
         with self.lock:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.bad_rows())
-            part = self.path / f".{BAD_ROWS}"
-            part.write_text(lines, encoding="utf-8")
-            os.replace(part, self.path / BAD_ROWS)
+            write_text(self.path / BAD_ROWS, lines)
 
 
 def read_manifest(path: Path) -> dict:

@@ -25,7 +25,7 @@ from raykd.data import Example
 from raykd.errors import DataError, RecipeError
 from raykd.recipe import Checkpoint, FileRows, Model, Student, Teacher, Training
 from raykd.recipe import Rows as Source
-from raykd.run import MANIFEST, Run, write_json
+from raykd.run import MANIFEST, Run, fingerprint, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def read_rows(run: Run) -> Sets:
         for name, source in given.items():
             examples = data.read(source, bad, need_target=name != "unlabelled")
             counts[name] = len(examples)
-            _write_lines(folder / f"{name}.jsonl", (asdict(e) for e in examples))
+            write_text(folder / f"{name}.jsonl", _lines(asdict(e) for e in examples))
         rows = [{"file": b.file, "line": b.line, "reason": b.reason} for b in bad.rows]
         return {"rows": counts, "bad_rows": rows}, {"rows": sum(counts.values())}
 
@@ -127,15 +127,9 @@ def _content(source: Source) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def _write_lines(path: Path, rows) -> str:
-    """Write JSON lines; returns a hash of them."""
-    total = hashlib.sha256()
-    with open(path, "w", encoding="utf-8") as file:
-        for row in rows:
-            line = json.dumps(row, ensure_ascii=False) + "\n"
-            total.update(line.encode())
-            file.write(line)
-    return total.hexdigest()[:16]
+def _lines(rows) -> str:
+    """Rows as JSON lines."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 # ---------------------------------------------------------------------------------------------- cluster
@@ -205,22 +199,20 @@ def train(
 
 def _train(run: Run, name: str, lesson: Lesson, side: Teacher | Student, shared: str, threads: int) -> dict[str, Any]:
     model, training = lesson.model or side.model, lesson.training or run.recipe.student.training
-    folder = run.path / name
-    folder.mkdir(parents=True, exist_ok=True)
     files = {"rows": lesson.examples, **({"dev": lesson.dev} if lesson.dev else {})}
-    written = {
-        file: _write_lines(
-            folder / f"{file}.jsonl",
-            ({"id": e.id, "input": prompts.render(side.prompt, e.input), "target": e.target} for e in examples),
-        )
+    texts = {
+        file: _lines({"id": e.id, "input": prompts.render(side.prompt, e.input), "target": e.target} for e in examples)
         for file, examples in files.items()
     }
+    marks = {file: fingerprint(text) for file, text in texts.items()}
     inputs = {"model": model.model_dump(mode="json"), "training": training.model_dump(mode="json")}
 
     def work(folder: Path) -> tuple[dict, dict]:
         from raykd.cluster.train import fit
         from raykd.training import Job
 
+        for file, text in texts.items():
+            write_text(folder / f"{file}.jsonl", text)
         job = Job(
             name=name,
             model=model,
@@ -239,7 +231,7 @@ def _train(run: Run, name: str, lesson: Lesson, side: Teacher | Student, shared:
         result["bad_rows"] = [{"file": name, "line": None, "reason": reason} for reason in result["bad_rows"]]
         return result, {**stats, "bad_rows": len(result["bad_rows"])}
 
-    return run.stage(name, "train", {**inputs, "seed": run.recipe.seed, **written}, work)
+    return run.stage(name, "train", {**inputs, "seed": run.recipe.seed, **marks}, work)
 
 
 def _steps(training: Training, examples: list[Example]) -> int:
@@ -288,8 +280,7 @@ def label(run: Run, name: str, model: str, side: Teacher | Student, examples: li
         stats |= {**done, "failed_rows": len(bad), "tokens_per_second": rate}
         return {"store": str(store.path), "bad_rows": bad}, stats
 
-    asked = hashlib.sha256("".join(sorted(rendered)).encode()).hexdigest()[:16]
-    result = run.stage(name, "label", {**parts, "prompts": asked}, work)
+    result = run.stage(name, "label", {**parts, "prompts": fingerprint(sorted(rendered))}, work)
     texts = Store(Path(result["store"])).texts(rendered)
     labelled = []
     for example in examples:
@@ -339,25 +330,24 @@ def partition(run: Run, labelled: list[Example], parts: int) -> list[list[Exampl
     def work(_: Path) -> tuple[dict, dict]:
         return {"partitions": parts, "sizes": [len(part) for part in split]}, {"rows": len(labelled)}
 
-    rows = hashlib.sha256("\n".join(inputs).encode()).hexdigest()[:16]
-    run.stage("mckd/partition", "partition", {"partitions": parts, "seed": run.recipe.seed, "rows": rows}, work)
+    given = {"partitions": parts, "seed": run.recipe.seed, "rows": fingerprint(inputs)}
+    run.stage("mckd/partition", "partition", given, work)
     return split
 
 
-def together(run: Run, calls: list[Callable[[], Any]]) -> list[Any]:
-    """Run stages that do not need each other at the same time, as many as fit; their results, in order."""
-    from raykd.recipe import Actors
-
-    actors: Actors = run.recipe.cluster.labelling_students
+def together(run: Run, calls: dict[str, Callable[[], Any]]) -> list[Any]:
+    """Run calls, each by the name of the stage it does first, at the same time, as many as fit; results in order."""
     fit = len(calls)
-    if run.connected:
+    if not all((run.path / name / MANIFEST).exists() for name in calls):
+        _connect(run)  # here: a local Ray ends with the thread that started it
         from raykd.cluster import resources
 
+        actors = run.recipe.cluster.labelling_students
         fit = min(fit, resources.at_once(actors.resources, actors.replicas, run.recipe.cluster))
     run.passes = fit
     try:
         with ThreadPoolExecutor(fit) as pool:
-            return [future.result() for future in [pool.submit(call) for call in calls]]
+            return [future.result() for future in [pool.submit(call) for call in calls.values()]]
     finally:
         run.passes = 1
 
@@ -374,15 +364,12 @@ def evaluate(run: Run, arm: str, model: str, side: Teacher | Student, test: list
 
     def work(folder: Path) -> tuple[dict, dict]:
         scored = [(found.get(e.input, ""), e) for e in test]
-        _write_lines(
-            folder / "answers.jsonl",
-            ({"id": e.id, "input": e.input, "answer": a, "right": e.right_answers()} for a, e in scored),
-        )
+        rows = ({"id": e.id, "input": e.input, "answer": a, "right": e.right_answers()} for a, e in scored)
+        write_text(folder / "answers.jsonl", _lines(rows))
         values = _scores(run, [a for a, _ in scored], [e for _, e in scored])
         return {"arm": arm, "rows": len(test), "metrics": values, "model": model}, {"rows": len(test)}
 
-    inputs = {"answers": sorted(found.items()), "metrics": run.recipe.metrics}
-    inputs["answers"] = hashlib.sha256(json.dumps(inputs["answers"]).encode()).hexdigest()[:16]
+    inputs = {"answers": fingerprint(sorted(found.items())), "metrics": run.recipe.metrics}
     values = run.stage(f"evaluate/{arm}", "evaluate", inputs, work)["metrics"]
     run.screen.say(f"{arm}: " + ", ".join(f"{name} {value:.2f}" for name, value in values.items()))
     return values
@@ -399,8 +386,8 @@ def quality(run: Run, name: str, number: int, labeller: str, labelled: list[Exam
         values = _scores(run, [e.target or "" for e in known], [right[e.input] for e in known])
         return {"round": number, "labeller": labeller, "rows": len(known), "metrics": values}, {"rows": len(known)}
 
-    mark = hashlib.sha256(json.dumps([[e.input, e.target] for e in known]).encode()).hexdigest()[:16]
-    run.stage(name, "quality", {"targets": mark, "metrics": run.recipe.metrics}, work)
+    targets = fingerprint([[e.input, e.target] for e in known])
+    run.stage(name, "quality", {"targets": targets, "metrics": run.recipe.metrics}, work)
 
 
 def _scores(run: Run, answers: list[str], examples: list[Example]) -> dict[str, float]:

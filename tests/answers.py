@@ -1,14 +1,6 @@
 """What the scripted engine answers in tests."""
 
-import time
-
 from conftest import word
-
-
-def slow(prompt: str, sample: int) -> str:
-    """The right answer, after a while."""
-    time.sleep(0.02)
-    return prompt.removesuffix(" =>").upper()
 
 
 def refuse(prompt: str, sample: int) -> str:

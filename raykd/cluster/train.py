@@ -103,8 +103,11 @@ def _watch(job: Job, progress: Callable[[int, str], None], ended: threading.Even
             new = file.read()
         whole = new[: new.rfind(b"\n") + 1]
         offset += len(whole)
-        for line in whole.splitlines():
-            last.update(json.loads(line))
+        try:
+            for line in whole.splitlines():
+                last.update(json.loads(line))
+        except ValueError:  # a resumed training cut its log meanwhile
+            offset = 0
         if last:
             notes = [f"{k.replace('_', ' ')} {last[k]:.3f}" for k in ("loss", "dev_loss") if k in last]
             progress(last["step"], ", ".join(notes))

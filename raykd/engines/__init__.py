@@ -7,7 +7,6 @@ one `Refusal`; `close()` gives back what it holds.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from raykd.recipe import Engine as EngineSpec
@@ -72,10 +71,3 @@ def too_long(tokens: int, sampling: Sampling, context: int) -> Refusal | None:
     if tokens + sampling.max_tokens <= context:
         return None
     return Refusal(f"prompt of {tokens} tokens + max_tokens {sampling.max_tokens} > the model's context of {context}")
-
-
-def folder_of(model: str) -> Path:
-    """The folder of an opening's model."""
-    from raykd.models import local
-
-    return local(model)

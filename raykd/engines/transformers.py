@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from raykd import batches, models
-from raykd.engines import Answer, Opening, Refusal, folder_of, too_long
+from raykd.engines import Answer, Opening, Refusal, too_long
 from raykd.recipe import Checkpoint
 
 UNBOUNDED = 10**9  # T5 has no longest input
@@ -17,7 +17,7 @@ class TransformersEngine:
     def __init__(self, opening: Opening):
         torch.set_num_threads(opening.threads)
         torch.manual_seed(opening.seed)
-        folder = folder_of(opening.model)
+        folder = models.local(opening.model)
         self.budget, self.sampling = opening.spec.batch_tokens, opening.sampling  # type: ignore[union-attr]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = models.load_tokenizer(folder)

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from raykd import models
-from raykd.engines import Answer, Opening, Refusal, folder_of, too_long
+from raykd.engines import Answer, Opening, Refusal, too_long
 from raykd.errors import EngineError
 
 
@@ -28,7 +28,7 @@ class VllmEngine:
         from vllm import LLM, SamplingParams
 
         torch.set_num_threads(opening.threads)
-        folder = folder_of(opening.model)
+        folder = models.local(opening.model)
         self.tokenizer = models.load_tokenizer(folder)
         self.sampling = opening.sampling
         try:
