@@ -42,6 +42,8 @@ def gold_only(run: Run, rows: Sets) -> dict[str, Lesson]:
 
 def score(run: Run, rows: Sets, trained: dict[str, dict]) -> None:
     """Evaluate each arm's student; of the control arm's, the one with the best dev loss."""
+    if not rows.test:
+        return
     best = {}
     for name, result in sorted(trained.items(), key=lambda item: -item[1]["dev_loss"]):
         best["mckd" if name.startswith("mckd") else name.partition("/")[0]] = result["model"]
@@ -51,6 +53,5 @@ def score(run: Run, rows: Sets, trained: dict[str, dict]) -> None:
         {
             f"evaluate/{arm}-answers": partial(stages.evaluate, run, arm, model, student, rows.test)
             for arm, model in best.items()
-            if rows.test
         },
     )
