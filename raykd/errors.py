@@ -6,6 +6,7 @@ RaykdError
 ├── ModelError     a model or tokenizer that is missing or does not fit
 ├── StoreError     a pseudo-target store that is damaged or was written by something else
 ├── EngineError    an engine that cannot generate
+│   └── EngineDead   one that could, and died or hangs
 ├── TrainingError  a training that cannot go on
 ├── ClusterError   more resources asked for than the cluster can have
 └── RunError       a run folder that holds another recipe, or no run at all
@@ -34,6 +35,10 @@ class StoreError(RaykdError):
 
 class EngineError(RaykdError):
     """An engine that cannot generate."""
+
+
+class EngineDead(EngineError):
+    """An engine that died or hangs: opening it again may help."""
 
 
 class TrainingError(RaykdError):

@@ -155,7 +155,10 @@ class TransformersEngine(Section):
     """`transformers` generate: encoder-decoder models, and decoder-only ones where vLLM has no build."""
 
     kind: Literal["transformers"]
-    batch_tokens: int = Field(default=16384, ge=1, description="padded prompt tokens generated from at once, at most")
+    batch_tokens: int | None = Field(
+        default=None, ge=1, description="padded tokens, prompt and answer, worked on at once; default: found by itself"
+    )
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 class ScriptedEngine(Section):
@@ -176,14 +179,63 @@ class Sampling(Section):
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0, description="0 is all")
     max_tokens: int = Field(default=128, ge=1)
+    seeded: bool = Field(
+        default=False, description="each sample's seed from the run's seed and its key, whatever else is in its batch"
+    )
+    options: dict[str, Any] = Field(
+        default={}, description="further ones of vllm.SamplingParams or transformers.GenerationConfig, as they are"
+    )
 
     @model_validator(mode="after")
-    def _greedy_is_one(self) -> Sampling:
-        if self.temperature == 0 and self.n > 1:
+    def _fields_serve(self) -> Sampling:
+        beams = self.options.get("num_beams", 1)
+        if self.temperature == 0 and self.n > max(1, beams):
             raise ValueError(f"n is {self.n} at temperature 0: every sample would be the same; set temperature")
         if self.temperature == 0 and (self.top_p != 1 or self.top_k):
             raise ValueError("top_p and top_k do nothing at temperature 0; set temperature")
+        if self.temperature == 0 and self.seeded:
+            raise ValueError("seeded does nothing at temperature 0")
+        twice = [name for name in self.options if name in type(self).model_fields]
+        if twice:
+            raise ValueError(f"options.{twice[0]}: give sampling.{twice[0]} instead")
         return self
+
+
+class TextPayload(Section):
+    """Texts, their tokens, and the log-probability of each token."""
+
+    kind: Literal["text"]
+
+
+class TopKPayload(Section):
+    """Also the k most likely tokens at each position, with log-probabilities over the whole vocabulary."""
+
+    kind: Literal["top_k"]
+    k: int = Field(default=64, ge=1)
+
+
+class SampledPayload(Section):
+    """Also tokens drawn from the teacher's distribution at each position (random-sampling KD, arXiv 2503.16870)."""
+
+    kind: Literal["sampled"]
+    draws: int = Field(default=50, ge=1, le=255, description="per position; about a dozen different tokens stay")
+
+
+class HiddenPayload(Section):
+    """Also what the teacher's head reads at each position: exact, and large."""
+
+    kind: Literal["hidden"]
+
+
+class AutoPayload(Section):
+    """Left to raykd: what the loss needs, in the form that costs least; the report says which and why."""
+
+    kind: Literal["auto"]
+
+
+Payload = Annotated[
+    TextPayload | TopKPayload | SampledPayload | HiddenPayload | AutoPayload, Field(discriminator="kind")
+]
 
 
 class Teacher(Section):
@@ -194,6 +246,10 @@ class Teacher(Section):
     prompt: str = Field(default="{input}", pattern=r"\{input\}", description="template around each input")
     engine: Engine = VllmEngine(kind="vllm")
     sampling: Sampling = Sampling()
+    payload: Payload = AutoPayload(kind="auto")
+    store: str | None = Field(
+        default=None, description="the store to use, which must fit; default: found by content below output/stores"
+    )
     shard_rows: int = Field(default=1024, ge=1, description="inputs per shard of the store: what a kill can cost")
     licence: str = "not stated"
 

@@ -1,25 +1,35 @@
 """Engines: prompts in, answers out.
 
-An engine is opened once and held by an actor: `generate(prompts)` gives, for every prompt in order, its n answers or
-one `Refusal`; `close()` gives back what it holds.
+An engine is opened once and held by an actor. `generate` gives, for every prompt in order, its samples or one
+`Refusal`; `score` reads given targets instead of writing its own; `close` gives back what it holds.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from raykd.recipe import Engine as EngineSpec
-from raykd.recipe import Sampling
+from raykd.recipe import Payload, Sampling, TextPayload
 
 
 class Answer(NamedTuple):
-    """One sample: its text, tokens, their log-probabilities (natural; empty where unknown), and why it ended."""
+    """One sample, of T tokens.
+
+    payload holds what the recipe's payload asks for beyond text, as arrays that start with the position:
+        top_k     top_ids (T, k) int32, most likely first; top_logprobs (T, k) float32, natural, over the vocabulary
+        sampled   sampled_ids (M,) int32, rising within a position; sampled_counts (M,) uint8; sampled_lengths (T,)
+                  int32, how many of the M belong to each position: their sum is M
+        hidden    hidden (T, H) float16: what the head reads, after the last norm
+    """
 
     text: str
-    token_ids: list[int]
-    logprobs: list[float]
-    finish_reason: str
+    token_ids: np.ndarray  # (T,) int32
+    logprobs: np.ndarray  # (T,) float32, natural, at temperature 1; empty where the engine has none
+    finish_reason: str  # stop | length
+    payload: dict[str, np.ndarray] = {}
 
 
 class Refusal(NamedTuple):
@@ -30,22 +40,38 @@ class Refusal(NamedTuple):
 
 @dataclass(frozen=True)
 class Opening:
-    """What opens an engine: its kind, the model's folder, how to decode, the seed, and CPU threads."""
+    """What opens an engine: its kind, the model's folder, how to decode, what to record, the seed, and CPU threads."""
 
     spec: EngineSpec
     model: str
     sampling: Sampling
     seed: int
     threads: int
+    payload: Payload = field(default_factory=lambda: TextPayload(kind="text"))
+    special_tokens: bool = True  # add the tokenizer's own; a chat template has written them already
+    hang_seconds: float = 600.0  # without an answer; then the engine counts as hung
 
 
 class Engine(Protocol):
-    """What holds a model and answers prompts."""
+    """What holds a model and answers prompts. Methods may be called from several threads at once."""
 
     prompt_tokens: int  # read since the engine was opened
     output_tokens: int  # written since the engine was opened
+    calls: int  # calls it likes to have at the same time, to be never idle
 
-    def generate(self, prompts: list[str]) -> list[list[Answer] | Refusal]: ...
+    def generate(
+        self, prompts: list[str], samples: range = range(1), seeds: list[int] | None = None
+    ) -> list[list[Answer] | Refusal]:
+        """Samples number samples.start to samples.stop - 1 of each prompt.
+
+        With seeds, one per prompt, sample i comes from the seed of its prompt plus i alone. Raises EngineDead where
+        the engine died or hangs; it must be opened again then.
+        """
+        ...
+
+    def score(self, prompts: list[str], targets: list[str]) -> list[Answer | Refusal]:
+        """Each target as the answer to its prompt: tokens as in training, log-probabilities and payload."""
+        ...
 
     def close(self) -> None: ...
 
