@@ -4,26 +4,30 @@ from functools import partial
 
 from raykd import stages
 from raykd.run import Run
-from raykd.stages import Example, Lesson, Sets
+from raykd.stages import Example, Labels, Lesson, Sets
 
 
 def run(run: Run) -> str:
     """Teacher, pseudo-targets, student; returns the student's folder."""
     rows = stages.read_rows(run)
-    teacher = stages.fine_tuned(run, rows)
-    labelled = label(run, rows, teacher)
+    labelled = taught(run, rows)
     trained = stages.train(run, rows, {"distilled": Lesson(labelled), **gold_only(run, rows)})
     score(run, rows, trained)
     return trained["distilled"]["model"]
 
 
-def label(run: Run, rows: Sets, teacher: str) -> list[Example]:
-    """The unlabelled inputs with the teacher's answers; the test inputs go along, so that its engine starts once."""
-    inputs = {e.input for e in rows.unlabelled}
-    answered = stages.label(run, "teacher/labels", teacher, run.recipe.teacher, rows.unlabelled + rows.test)
-    labelled = [e for e in answered if e.input in inputs]
+def labels(run: Run) -> Labels:
+    """The teacher's answers to the unlabelled and the test inputs, asked together so that its engine starts once."""
+    rows = stages.read_rows(run)
+    sources = [rows.file(name) for name in ("unlabelled", "test") if name in rows.names]
+    return stages.label(run, "teacher/labels", stages.fine_tuned(run, rows), run.recipe.teacher, sources)
+
+
+def taught(run: Run, rows: Sets) -> list[Example]:
+    """The unlabelled inputs with the teacher's answers."""
+    labelled = labels(run).examples()
     stages.quality(run, "teacher/quality", 0, "teacher", labelled, rows.unlabelled)
-    stages.evaluate(run, "teacher", teacher, run.recipe.teacher, rows.test)
+    stages.evaluate(run, "teacher", stages.fine_tuned(run, rows), run.recipe.teacher, rows.test)
     return labelled
 
 

@@ -13,14 +13,15 @@ from raykd.recipe import Mckd
 from raykd.run import Run
 from raykd.stages import Example, Lesson
 
+labels = distill.labels
+
 
 def run(run: Run) -> str:
     """Teacher, partitions, rounds of students that relabel each other's part, final student; returns its folder."""
     method = run.recipe.method
     assert isinstance(method, Mckd)
     rows = stages.read_rows(run)
-    teacher = stages.fine_tuned(run, rows)
-    labelled = distill.label(run, rows, teacher)
+    labelled = distill.taught(run, rows)
     parts = stages.partition(run, labelled, method.partitions)
 
     for number in range(1, method.stages):
@@ -42,6 +43,7 @@ def relabel(run: Run, at: str, parts: list[list[Example]], students: list[str]) 
     """Each partition with the labels of the student beside it, which never saw it."""
 
     def one(number: int) -> list[Example]:
-        return stages.label(run, f"{at}/labels-{number}", students[number], run.recipe.student, parts[number])
+        name = f"{at}/labels-{number}"
+        return stages.label(run, name, students[number], run.recipe.student, [parts[number]]).examples()
 
     return stages.together(run, {f"{at}/labels-{number}": partial(one, number) for number in range(len(parts))})

@@ -1,4 +1,4 @@
-"""The command line: `raykd run | check | report`.
+"""The command line: `raykd run | label | check | report | store`.
 
 Exit codes: 0 done; 1 an error in the run; 2 a recipe or command line that cannot be run; 130 interrupted.
 """
@@ -10,7 +10,9 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from raykd.errors import RaykdError, RecipeError
 
@@ -35,13 +37,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command, text in (
         ("run", _run, "run a recipe, or go on with it"),
+        ("label", _label, "run a recipe up to its teacher's labels; `raykd run` goes on from there"),
         ("check", _check, "validate a recipe and print it with every default written out"),
     ):
         sub = commands.add_parser(name, help=text, description=text)
         sub.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
         sub.add_argument("overrides", nargs="*", metavar="section.field=value", help="values to change")
         sub.set_defaults(command=command)
-        if name == "run":
+        if command is not _check:
             sub.add_argument("--verbose", action="store_true", help="show what Ray and the engines say")
     sub = commands.add_parser("report", help="write a run's report again", description="write a run's report again")
     sub.add_argument("run", type=Path, help="a run folder")
@@ -74,6 +77,27 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    run, student = _execute(options, lambda pipeline, run: pipeline.run(run))
+    _report_on(run.path)
+    run.screen.say(f"student: {student}")
+    return _left_out(run)
+
+
+def _label(options: argparse.Namespace) -> int:
+    run, labels = _execute(options, lambda pipeline, run: pipeline.labels(run))
+    run.screen.say(f"store: {labels.store}")
+    return _left_out(run)
+
+
+def _left_out(run: Any) -> int:
+    count = len(run.bad_rows())
+    if count:
+        run.screen.say(f"{count} bad rows were left out, as data.max_bad_rows allows: {run.path / 'bad_rows.jsonl'}")
+    return 0
+
+
+def _execute(options: argparse.Namespace, work: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
+    """A run of the recipe, and what `work(pipeline, run)` made of it."""
     recipe = _recipe(options)
     if (
         os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
@@ -94,13 +118,7 @@ def _run(options: argparse.Namespace) -> int:
     screen = Screen(options.verbose)
     run = Run(recipe, screen)
     with screen.quiet(run.path / "logs" / "driver.log"), run:
-        student = pipeline.run(run)
-    _report_on(run.path)
-    screen.say(f"student: {student}")
-    left_out = len(run.bad_rows())
-    if left_out:
-        screen.say(f"{left_out} bad rows were left out, as data.max_bad_rows allows: {run.path / 'bad_rows.jsonl'}")
-    return 0
+        return run, work(pipeline, run)
 
 
 def _report(options: argparse.Namespace) -> int:

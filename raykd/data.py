@@ -10,7 +10,9 @@ import csv
 import difflib
 import importlib
 import inspect
+import itertools
 import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +26,10 @@ from raykd.errors import DataError, RecipeError
 from raykd.recipe import DatasetRows, FileRows, FunctionRows, Rows
 
 BATCH_ROWS = 8192  # rows of parquet and of data sets decoded at once
+SAVED_ROWS = 1024  # rows of a row group: what is read for one of them
+EXAMPLES = pa.schema(
+    [("id", pa.string()), ("input", pa.string()), ("target", pa.string()), ("references", pa.list_(pa.string()))]
+)
 ROLES = ("input", "target", "references", "id")
 
 # A row as a source gives it: its 1-based place, and its cells by column, or the reason why it has none.
@@ -70,8 +76,8 @@ class BadRows:
             raise DataError(f"{where}: {reason}{count}")
 
 
-def read(rows: Rows, bad: BadRows, *, need_target: bool) -> list[Example]:
-    """The good rows of a source, in its order, `rows.limit` of them at most; the others go to `bad`.
+def read(rows: Rows, bad: BadRows, *, need_target: bool) -> Iterator[Example]:
+    """The good rows of a source, as they are met, `rows.limit` of them at most; the others go to `bad`.
 
     An id that a row does not give is `<file's stem>:<line>` for a file, else the row's index from 0. Optional cells may
     be empty. A reference list may be a single text, which is all that a CSV cell can be.
@@ -85,24 +91,59 @@ def read(rows: Rows, bad: BadRows, *, need_target: bool) -> list[Example]:
     needed = wanted
     if isinstance(rows, FunctionRows):  # its rows say by their keys what they have
         needed = ["input", "target"] if need_target else ["input"]
-    examples: list[Example] = []
-    lines: dict[str, int] = {}
-    line = 0
+    lines: dict[str, int] | None = {} if "id" in columns else None  # of ids, where they could come twice
+    good = line = 0
     for line, row in _with_columns(name, needed, READERS[rows.kind](rows, wanted)):
         default = f"{Path(rows.path).stem}:{line}" if isinstance(rows, FileRows) else str(line - 1)
         try:
             example = _example(row, columns, need_target, default)
-            if lines.setdefault(example.id, line) != line:
+            if lines is not None and lines.setdefault(example.id, line) != line:
                 raise ValueError(f"id {example.id!r} is also that of row {lines[example.id]}")
         except ValueError as error:
             bad.add(name, line, str(error))
             continue
-        examples.append(example)
-        if len(examples) == rows.limit:
+        yield example
+        good += 1
+        if good == rows.limit:
             break
-    if not examples:
+    if not good:
         raise DataError(f"{name}: every row is bad" if line else f"{name}: no rows")
-    return examples
+
+
+# ------------------------------------------------------------------------------------------- rows on disk
+
+
+def save(path: Path, rows: Iterable[tuple], schema: pa.Schema) -> int:
+    """Write rows to a parquet file as they come, whole or not at all; returns how many."""
+    part = path.with_name(f".{path.name}.part")
+    count = 0
+    with pq.ParquetWriter(part, schema, compression="zstd") as file:
+        for batch in batched(rows, SAVED_ROWS):
+            columns = [pa.array(cells, kind.type) for cells, kind in zip(zip(*batch, strict=True), schema, strict=True)]
+            file.write_batch(pa.record_batch(columns, schema=schema), SAVED_ROWS)
+            count += len(batch)
+    os.replace(part, path)
+    return count
+
+
+def save_examples(path: Path, examples: Iterable[Example]) -> int:
+    """`save` of examples; `load` reads them."""
+    return save(path, ((e.id, e.input, e.target, list(e.references)) for e in examples), EXAMPLES)
+
+
+def load(path: Path) -> Iterator[Example]:
+    """The examples that `save_examples` wrote."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(BATCH_ROWS):
+            for name, text, target, references in zip(*(c.to_pylist() for c in batch.columns), strict=True):
+                yield Example(name, text, target, tuple(references))
+
+
+def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Consecutive items in lists of `size`; the last may be shorter."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
 
 
 # ------------------------------------------------------------------------------------------- one row

@@ -115,6 +115,28 @@ def load(spec: Checkpoint | FromConfig, tokenizer: Any) -> Any:
     return model
 
 
+def sizes(folder: Path) -> tuple[int, int]:
+    """Vocabulary and hidden size of a model, from its configuration."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder).get_text_config()
+    return config.vocab_size, config.hidden_size
+
+
+def parameters(spec: Checkpoint | FromConfig) -> int:
+    """Parameters of a model, counted without making them; embeddings of a model from a configuration are left out."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    config = (
+        AutoConfig.from_pretrained(local(spec.path))
+        if isinstance(spec, Checkpoint)
+        else AutoConfig.for_model(spec.model_type, **{**spec.settings, "vocab_size": 1})
+    )
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModel.from_config(config).parameters())
+
+
 def is_encoder_decoder(spec: Checkpoint | FromConfig) -> bool:
     """Whether a model reads its input with an encoder of its own."""
     from transformers import AutoConfig
@@ -124,13 +146,15 @@ def is_encoder_decoder(spec: Checkpoint | FromConfig) -> bool:
     return bool(AutoConfig.for_model(spec.model_type).is_encoder_decoder)
 
 
-def encode_inputs(tokenizer: Any, texts: list[str], encoder: bool) -> list[list[int]]:
+def encode_inputs(tokenizer: Any, texts: list[str], encoder: bool, special: bool = True) -> list[list[int]]:
     """Token ids of prompts: one end token for an encoder, none before a causal model's continuation.
+
+    special: whether the tokenizer adds tokens of its own; a chat template has written them already.
 
     Training and every engine encode through here, so that a served model reads what it was trained to read.
     """
     end = tokenizer.eos_token_id
-    rows = tokenizer(texts).input_ids if texts else []
+    rows = tokenizer(texts, add_special_tokens=special).input_ids if texts else []
     bare = [row[:-1] if row and row[-1] == end else row for row in rows]
     return [[*row, end] for row in bare] if encoder else bare
 

@@ -3,13 +3,51 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from raykd.data import Example
+from raykd.errors import ModelError
+from raykd.recipe import Chat, Prompt
 
 
-def render(template: str, text: str) -> str:
-    """The template with the input in place of `{input}`; other braces stay as they are."""
-    return template.replace("{input}", text)
+def renderer(prompt: Prompt, shots: Sequence[Example] = (), tokenizer: Any = None) -> Callable[[str], str]:
+    """A function from input to prompt. Only a chat needs the tokenizer; raises ModelError where it has no template."""
+    template = prompt if isinstance(prompt, str) else prompt.template
+
+    def fill(text: str) -> str:
+        return template.replace("{input}", text)  # other braces stay as they are
+
+    if isinstance(prompt, str):
+        return fill
+    if isinstance(prompt, Chat):
+        if not getattr(tokenizer, "chat_template", None):
+            raise ModelError("prompt: kind chat needs a tokenizer with a chat template, and this one has none")
+        turns = [{"role": "system", "content": prompt.system}] if prompt.system else []
+        for shot in shots:
+            turns += [{"role": "user", "content": fill(shot.input)}, {"role": "assistant", "content": shot.target}]
+
+        def chat(text: str) -> str:
+            turn = {"role": "user", "content": fill(text)}
+            return tokenizer.apply_chat_template([*turns, turn], tokenize=False, add_generation_prompt=True)
+
+        return chat
+    before, between, after = _around(prompt.shot)
+    shown = "".join(f"{before}{fill(shot.input)}{between}{shot.target}{after}" for shot in shots)
+    return lambda text: shown + before + fill(text)
 
 
-def key(prompt: str) -> str:
-    """The name of a rendered prompt in a store: 32 hex digits of its SHA-256."""
-    return hashlib.sha256(prompt.encode("utf-8")).hexdigest()[:32]
+def _around(shot: str) -> tuple[str, str, str]:
+    before, _, rest = shot.partition("{prompt}")
+    between, _, after = rest.partition("{target}")
+    return before, between, after
+
+
+def special_tokens(prompt: Prompt) -> bool:
+    """Whether a tokenizer must add its special tokens; a chat template has written them already."""
+    return not isinstance(prompt, Chat)
+
+
+def key(prompt: str) -> bytes:
+    """The name of a rendered prompt in a store: 16 bytes of its SHA-256."""
+    return hashlib.sha256(prompt.encode("utf-8")).digest()[:16]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from raykd.errors import RecipeError
 
@@ -238,12 +238,59 @@ Payload = Annotated[
 ]
 
 
+class Shots(Section):
+    """Examples shown before the input."""
+
+    rows: Rows = Field(description="with targets")
+    count: int = Field(ge=1, description="the first ones of the rows")
+
+
+Template = Annotated[str, Field(pattern=r"\{input\}")]
+
+
+class Completion(Section):
+    """A text that the model goes on with."""
+
+    kind: Literal["completion"]
+    template: Template = "{input}"
+    shots: Shots | None = None
+    shot: str = Field(
+        default="{prompt} {target}\n\n", pattern=r"\{prompt\}[^{}]*\{target\}", description="{prompt}: the template"
+    )
+
+
+class Chat(Section):
+    """Turns, written by the tokenizer's chat template; examples are earlier turns."""
+
+    kind: Literal["chat"]
+    system: str | None = None
+    template: Template = Field(default="{input}", description="the user's turn")
+    shots: Shots | None = None
+
+
+def _prompt_kind(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "template"
+    return value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+
+
+# a bare text is the template of a completion
+Prompt = Annotated[
+    Annotated[Template, Tag("template")] | Annotated[Completion, Tag("completion")] | Annotated[Chat, Tag("chat")],
+    Discriminator(
+        _prompt_kind,
+        custom_error_type="prompt_kind",
+        custom_error_message="expected a template, or a section of kind completion or chat",
+    ),
+]
+
+
 class Teacher(Section):
     """The model that writes pseudo-targets."""
 
     model: Model
     fine_tune: Training | None = Field(default=None, description="train it on data.gold first")
-    prompt: str = Field(default="{input}", pattern=r"\{input\}", description="template around each input")
+    prompt: Prompt = Field(default="{input}", description="a template around each input, or a section")
     engine: Engine = VllmEngine(kind="vllm")
     sampling: Sampling = Sampling()
     payload: Payload = AutoPayload(kind="auto")
@@ -259,7 +306,7 @@ class Student(Section):
 
     model: Model
     training: Training
-    prompt: str = Field(default="{input}", pattern=r"\{input\}", description="template around each input")
+    prompt: Prompt = Field(default="{input}", description="a template around each input, or a section")
     engine: Engine = TransformersEngine(kind="transformers")
     sampling: Sampling = Sampling()
     shard_rows: int = Field(default=4096, ge=1, description="inputs per shard of the store: what a kill can cost")
@@ -306,11 +353,28 @@ class Arms(Section):
 
 
 class Actors(Section):
-    """What each engine actor takes."""
+    """The engines of a labelling pass. Each is held by one actor on one node."""
 
-    replicas: int = Field(default=1, ge=1)
+    replicas: int | tuple[int, int] = Field(
+        default=1, description="or [min, max]: begun with min, one where it is 0, and grown while inputs wait"
+    )
     resources: dict[str, float] = Field(default={"CPU": 1}, description="of Ray, per replica: CPU, GPU, custom ones")
     threads: int | None = Field(default=None, ge=1, description="CPU threads per replica; default: the machine's share")
+    max_failures: int = Field(
+        default=3, ge=0, description="deaths of a replica's engine, or actor, before the run fails"
+    )
+    hang_minutes: float = Field(default=10, gt=0, description="a vLLM that says nothing for so long is restarted")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Actors:
+        least, most = self.bounds()
+        if not 1 <= most or not 0 <= least <= most:
+            raise ValueError(f"replicas: expected a number above 0, or [min, max], found {self.replicas}")
+        return self
+
+    def bounds(self) -> tuple[int, int]:
+        """The least and the most replicas."""
+        return (self.replicas, self.replicas) if isinstance(self.replicas, int) else self.replicas
 
 
 class Workers(Section):
@@ -380,6 +444,14 @@ class Recipe(Section):
             raise ValueError("data.test does nothing without metrics")
         if self.metrics and self.data.test is None:
             raise ValueError("metrics do nothing without data.test")
+        parallel = getattr(self.teacher.engine, "arguments", {}).get("tensor_parallel_size", 1)
+        if parallel > 1 and self.cluster.teacher.resources.get("GPU", 0) not in (0, parallel):
+            raise ValueError(
+                f"cluster.teacher.resources.GPU: expected {parallel}, the engine's tensor_parallel_size, "
+                f"found {self.cluster.teacher.resources['GPU']:g}"
+            )
+        if self.teacher.sampling.seeded and self.teacher.engine.kind == "transformers":
+            raise ValueError("teacher.sampling.seeded: only vllm seeds each sample, the engine is transformers")
         if self.student.sampling.n > 1:
             raise ValueError("student.sampling.n does nothing above 1: a student answers once")
         return self

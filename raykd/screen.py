@@ -55,8 +55,8 @@ class Screen:
                 print(line, flush=True, file=self.out)
 
     @contextmanager
-    def bar(self, name: str, total: int, unit: str):
-        """A bar of `total` units; yields `update(done, note="")`, which may be called from any thread."""
+    def bar(self, name: str, total: int | None, unit: str):
+        """A bar of `total` units, or of a number that nobody knows yet; yields `update(done, note="")`, which may be called from any thread."""
         if self.out.isatty():
             with self._live() as progress:
                 task = progress.add_task(name, total=total, unit=unit, note="")
@@ -99,7 +99,7 @@ class Screen:
                     progress.stop()
                     self.progress = None
 
-    def _lines(self, name: str, total: int, unit: str):
+    def _lines(self, name: str, total: int | None, unit: str):
         begun, first, shown = 0.0, -1, 0.0
 
         def update(done: int, note: str = "") -> None:
@@ -111,8 +111,13 @@ class Screen:
                 return
             shown = now
             rate = (done - first) / (now - begun)
-            left = _clock((total - done) / rate) if rate else "?"
-            self.say(f"{name}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {left} left{', ' + note if note else ''}")
+            said = [
+                f"{name}: {done} {unit}" if total is None else f"{name}: {done}/{total} {unit}",
+                f"{rate:.1f} {unit}/s",
+            ]
+            if total is not None:
+                said.append(f"{_clock((total - done) / rate) if rate else '?'} left")
+            self.say(", ".join([*said, note] if note else said))
 
         return update
 

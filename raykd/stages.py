@@ -6,37 +6,64 @@ Pipelines call these in the order of their paper's algorithm; what a stage needs
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from raykd import data, metrics, models, prompts
 from raykd.data import Example
 from raykd.errors import DataError, RecipeError
-from raykd.recipe import Checkpoint, FileRows, Model, Student, Teacher, Training
+from raykd.recipe import (
+    AutoPayload,
+    Chat,
+    Checkpoint,
+    FileRows,
+    Model,
+    Payload,
+    Student,
+    Teacher,
+    TextPayload,
+    Training,
+)
 from raykd.recipe import Rows as Source
 from raykd.run import MANIFEST, Run, fingerprint, write_json, write_text
 
+if TYPE_CHECKING:
+    from raykd.store import Store
 
-@dataclass(frozen=True)
+
 class Sets:
-    """The rows of a run. Targets of `unlabelled` serve the report only."""
+    """The rows of a run, on disk until they are asked for. Targets of `unlabelled` serve the report only."""
 
-    unlabelled: list[Example]
-    gold: list[Example]
-    dev: list[Example]
-    test: list[Example]
-    control: list[Example]
+    def __init__(self, folder: Path, names: list[str]):
+        self.folder, self.names = folder, names
+
+    def file(self, name: str) -> Path:
+        """The parquet file of a set."""
+        return self.folder / f"{name}.parquet"
+
+    def _examples(self, name: str) -> list[Example]:
+        return list(data.load(self.file(name))) if name in self.names else []
+
+    unlabelled = cached_property(lambda self: self._examples("unlabelled"))
+    gold = cached_property(lambda self: self._examples("gold"))
+    dev = cached_property(lambda self: self._examples("dev"))
+    test = cached_property(lambda self: self._examples("test"))
+    control = cached_property(lambda self: self._examples("control"))
 
 
 @dataclass(frozen=True)
@@ -73,22 +100,22 @@ def read_rows(run: Run) -> Sets:
         counts = {}
         for name, source in given.items():
             examples = data.read(source, bad, need_target=name != "unlabelled")
-            counts[name] = len(examples)
-            write_text(folder / f"{name}.jsonl", _lines(asdict(e) for e in examples))
+            with run.screen.bar(f"data/{name}", source.limit, "rows") as update:
+                counts[name] = data.save_examples(folder / f"{name}.parquet", _counted(examples, update))
         rows = [{"file": b.file, "line": b.line, "reason": b.reason} for b in bad.rows]
         return {"rows": counts, "bad_rows": rows}, {"rows": sum(counts.values())}
 
     inputs = {name: {**source.model_dump(mode="json"), "content": _content(source)} for name, source in given.items()}
     run.stage("data", "rows", inputs, work)
+    return Sets(run.path / "data", list(given))
 
-    def kept(name: str) -> list[Example]:
-        path = run.path / "data" / f"{name}.jsonl"
-        if name not in given:
-            return []
-        with open(path, encoding="utf-8") as file:
-            return [Example(**{**row, "references": tuple(row["references"])}) for row in map(json.loads, file)]
 
-    return Sets(*(kept(name) for name in sources))
+def _counted(items: Iterable[Any], update: Callable[[int], None]) -> Iterator[Any]:
+    """The same items; `update` is told how many have passed."""
+    for number, item in enumerate(items, start=1):
+        if not number % 1024:
+            update(number)
+        yield item
 
 
 def check(run: Run) -> None:
@@ -123,8 +150,7 @@ def _content(source: Source) -> str | None:
     """A hash of a local file's bytes, so that a changed file is noticed."""
     if not isinstance(source, FileRows) or not Path(source.path).is_file():
         return None
-    with open(source.path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return _digest(Path(source.path))
 
 
 def _lines(rows) -> str:
@@ -199,9 +225,10 @@ def train(
 
 def _train(run: Run, name: str, lesson: Lesson, side: Teacher | Student, shared: str, threads: int) -> dict[str, Any]:
     model, training = lesson.model or side.model, lesson.training or run.recipe.student.training
+    render = _renderer(side, model.path if isinstance(model, Checkpoint) else shared)
     files = {"rows": lesson.examples, **({"dev": lesson.dev} if lesson.dev else {})}
     texts = {
-        file: _lines({"id": e.id, "input": prompts.render(side.prompt, e.input), "target": e.target} for e in examples)
+        file: _lines({"id": e.id, "input": render(e.input), "target": e.target} for e in examples)
         for file, examples in files.items()
     }
     marks = {file: fingerprint(text) for file, text in texts.items()}
@@ -224,6 +251,7 @@ def _train(run: Run, name: str, lesson: Lesson, side: Teacher | Student, shared:
             seed=run.recipe.seed,
             threads=threads,
             max_bad_rows=run.tolerated(),
+            special_tokens=prompts.special_tokens(side.prompt),
         )
         with run.screen.bar(name, training.max_steps or _steps(training, lesson.examples), "steps") as update:
             result = fit(job, run.recipe.cluster, update)
@@ -242,77 +270,211 @@ def _steps(training: Training, examples: list[Example]) -> int:
 
 # ---------------------------------------------------------------------------------------------- labelling
 
+PROMPTS = pa.schema(
+    [
+        ("source", pa.int8()),
+        ("id", pa.string()),
+        ("input", pa.string()),
+        ("key", pa.binary(16)),
+        ("prompt", pa.string()),
+    ]
+)
 
-def label(run: Run, name: str, model: str, side: Teacher | Student, examples: list[Example]) -> list[Example]:
-    """The examples with the model's answers as targets: pseudo-targets.
 
-    Answers come from the store; only what it does not hold is asked of the engine. With several samples per input
-    there is an example for each, whose ids end in #0, #1, ...; an input the model refused is a bad row.
+@dataclass(frozen=True)
+class Labels:
+    """A complete labelling: the file of its prompts, the store of the answers, samples per prompt."""
+
+    prompts: Path
+    store: str
+    n: int
+
+    def examples(self, source: int = 0) -> list[Example]:
+        """The inputs of a source with the model's answers as targets: pseudo-targets.
+
+        With several samples per input there is an example for each, whose ids end in #0, #1, ...; an input the model
+        refused is left out.
+        """
+        from raykd.store import Store
+
+        asked = pq.read_table(self.prompts, columns=["id", "input", "key"], filters=[("source", "=", source)])
+        texts = Store(self.store).texts(asked["key"].to_pylist(), self.n)
+        labelled = []
+        for name, text, key in zip(*(column.to_pylist() for column in asked.columns), strict=True):
+            answers = texts.get(key, [])
+            for number, answer in enumerate(answers):
+                labelled.append(Example(f"{name}#{number}" if len(answers) > 1 else name, text, answer))
+        return labelled
+
+
+def label(run: Run, name: str, model: str, side: Teacher | Student, sources: Sequence[Path | list[Example]]) -> Labels:
+    """Ask a model for its answers to the inputs of every source, and keep them in the store.
+
+    Only what the store does not hold is asked of the engine. A source is a file of examples, or a list. An input the
+    model refused is a bad row.
     """
-    from raykd.store import Store
-
     folder = models.local(model)
-    sampling = side.sampling.model_dump(mode="json")
+    payload, why = _payload(run, side, folder)
     parts = {
         "model": models.content_hash(folder),
-        "prompt": side.prompt,
+        "prompt": _prompt_parts(side),
         "engine": side.engine.kind,
-        "sampling": sampling,
+        "sampling": side.sampling.model_dump(mode="json", exclude={"n"}),
         **({"seed": run.recipe.seed} if side.sampling.temperature else {}),
     }
-    rendered = {prompts.key(p): p for p in (prompts.render(side.prompt, e.input) for e in examples)}
 
-    def work(_: Path) -> tuple[dict, dict]:
-        store = Store.open(run.stores, parts)
-        held = store.keys() & rendered.keys()
-        missing = {key: prompt for key, prompt in rendered.items() if key not in held}
-        stats = {"rows": len(examples), "reused_rows": len(held), "engine": side.engine.kind, "model": str(folder)}
-        done, refused = {"new_rows": 0, "prompt_tokens": 0, "output_tokens": 0, "seconds": 0.0}, {}
-        if missing:
-            done, refused = _ask(run, name, str(folder), side, store, missing)
-        rate = done["output_tokens"] / done["seconds"] if done["seconds"] else 0.0
-        bad = []
-        if refused:
-            by_key = {prompts.key(prompts.render(side.prompt, e.input)): e for e in examples}
-            bad = [{"file": name, "line": None, "reason": f"row {by_key[k].id}: {why}"} for k, why in refused.items()]
+    def work(stage: Path) -> tuple[dict, dict]:
+        from raykd.store import Store
+
+        store = Store.open(str(run.stores), parts, payload, side.store if isinstance(side, Teacher) else None)
+        keys = _write_prompts(run, name, stage / "prompts.parquet", side, folder, sources)
+        todo, reused = _missing(store, keys, side.sampling.n)
+        stats = {"rows": len(keys), "samples": side.sampling.n, "reused_rows": reused, "engine": side.engine.kind}
+        stats |= {"model": str(folder), "payload": payload.model_dump(mode="json"), "payload_why": why}
+        took, refused = _ask(run, name, str(folder), side, payload, store, stage / "prompts.parquet", todo)
+        store.close()
+        bad = _refused_rows(name, stage / "prompts.parquet", refused)
         if len(bad) > run.tolerated():
             raise DataError(f"{name}: {bad[0]['reason']} ({len(bad)} such rows, {run.tolerated()} tolerated)")
-        stats |= {**done, "failed_rows": len(bad), "tokens_per_second": rate}
-        return {"store": str(store.path), "bad_rows": bad}, stats
+        return {"store": store.url, "bad_rows": bad}, {**stats, **took, "failed_rows": len(bad)}
 
-    result = run.stage(name, "label", {**parts, "prompts": fingerprint(sorted(rendered))}, work)
-    texts = Store(Path(result["store"])).texts(rendered)
-    labelled = []
-    for example in examples:
-        answers = texts.get(prompts.key(prompts.render(side.prompt, example.input)), [])
-        for number, text in enumerate(answers):
-            named = f"{example.id}#{number}" if len(answers) > 1 else example.id
-            labelled.append(replace(example, id=named, target=text, references=()))
-    return labelled
+    rows = [_digest(s) if isinstance(s, Path) else fingerprint([[e.id, e.input] for e in s]) for s in sources]
+    inputs = {**parts, "n": side.sampling.n, "payload": payload.model_dump(mode="json"), "rows": rows}
+    result = run.stage(name, "label", inputs, work)
+    return Labels(run.path / name / "prompts.parquet", result["store"], side.sampling.n)
 
 
-def _ask(run: Run, name: str, model: str, side: Teacher | Student, store, missing: dict[str, str]) -> tuple[dict, dict]:
-    """Label what is missing; returns what it took and what was refused."""
+def _payload(run: Run, side: Teacher | Student, folder: Path) -> tuple[Payload, str]:
+    """What to record beside the texts, and why."""
+    if isinstance(side, Student):
+        return TextPayload(kind="text"), "a student's answers are learnt as texts"
+    if not isinstance(side.payload, AutoPayload):
+        return side.payload, "the recipe says so"
+    from raykd.store import choose_payload
+
+    vocabulary, hidden = models.sizes(folder)
+    loss = run.recipe.student.training.loss
+    return choose_payload(vocabulary, hidden, models.parameters(run.recipe.student.model), loss != "cross_entropy")
+
+
+def _prompt_parts(side: Teacher | Student) -> Any:
+    """What of a prompt decides the answers, its examples by content."""
+    if isinstance(side.prompt, str):
+        return side.prompt
+    shots = [[e.input, e.target] for e in _shots(side)]
+    return {**side.prompt.model_dump(mode="json", exclude={"shots"}), "shots": fingerprint(shots)}
+
+
+def _shots(side: Teacher | Student) -> list[Example]:
+    """The examples that the prompt shows."""
+    shots = None if isinstance(side.prompt, str) else side.prompt.shots
+    if shots is None:
+        return []
+    found = list(itertools.islice(data.read(shots.rows, data.BadRows(0), need_target=True), shots.count))
+    if len(found) < shots.count:
+        raise DataError(f"prompt.shots.rows: {len(found)} rows, prompt.shots.count asks for {shots.count}")
+    return found
+
+
+def _renderer(side: Teacher | Student, folder: str | Path) -> Callable[[str], str]:
+    chat = isinstance(side.prompt, Chat)
+    return prompts.renderer(side.prompt, _shots(side), models.load_tokenizer(folder) if chat else None)
+
+
+def _write_prompts(
+    run: Run, name: str, path: Path, side: Teacher | Student, folder: Path, sources: Sequence[Path | list[Example]]
+) -> np.ndarray:
+    """Write every rendered prompt, in order; returns their keys, (N,) of 16 bytes."""
+    render, keys = _renderer(side, folder), bytearray()
+
+    def rows() -> Iterator[tuple]:
+        for number, source in enumerate(sources):
+            for example in data.load(source) if isinstance(source, Path) else source:
+                prompt = render(example.input)
+                key = prompts.key(prompt)
+                keys.extend(key)
+                yield number, example.id, example.input, key, prompt
+
+    with run.screen.bar(f"{name}: prompts", None, "rows") as update:
+        data.save(path, _counted(rows(), update), PROMPTS)
+    return np.frombuffer(bytes(keys), "S16")
+
+
+def _missing(store: Store, keys: np.ndarray, n: int) -> tuple[list[tuple[np.ndarray, range]], int]:
+    """Rows whose samples the store lacks, each prompt once, by which samples; and how many rows it holds whole."""
+    unique, first = np.unique(keys, return_index=True)
+    held, counts = store.held()
+    have = np.zeros(len(unique), np.int32)
+    if len(held):
+        place = np.minimum(np.searchsorted(held, unique), len(held) - 1)
+        have = np.where(held[place] == unique, counts[place], 0)
+    lacking = [(np.sort(first[have == count]), range(count, n)) for count in np.unique(have[have < n]).tolist()]
+    return lacking, int((have >= n).sum())
+
+
+def _ask(
+    run: Run,
+    name: str,
+    model: str,
+    side: Teacher | Student,
+    payload: Payload,
+    store: Store,
+    asked: Path,
+    todo: list[tuple[np.ndarray, range]],
+) -> tuple[dict, dict[bytes, str]]:
+    """Have the engine answer what is missing; returns what it took and what was refused."""
+    count = sum(len(rows) for rows, _ in todo)
+    if not count:
+        return {"new_rows": 0, "prompt_tokens": 0, "output_tokens": 0, "tokens_per_second": 0.0}, {}
     _connect(run)
     from raykd.cluster import generate
     from raykd.engines import Opening
 
     cluster = run.recipe.cluster
     actors = cluster.teacher if isinstance(side, Teacher) else cluster.labelling_students
-    opening = Opening(side.engine, model, side.sampling, run.recipe.seed, generate.share(actors, run.passes))
-    begun, rows, tokens = time.monotonic(), 0, 0
-    with run.screen.bar(name, len(missing), "rows") as update:
+    opening = Opening(
+        side.engine,
+        model,
+        side.sampling,
+        int(fingerprint([run.recipe.seed, store.shard_count()])[:8], 16)
+        if side.sampling.temperature
+        else run.recipe.seed,
+        generate.share(actors, run.passes),
+        payload,
+        prompts.special_tokens(side.prompt),
+        actors.hang_minutes * 60,
+    )
+    pieces = [p for rows, samples in todo for p in generate.pieces(rows, samples, side.shard_rows, actors.bounds()[1])]
+    begun = time.monotonic()
+    with run.screen.bar(name, count, "rows") as update:
 
-        def landed(one: generate.Landed) -> None:
-            nonlocal rows, tokens
-            rows, tokens = rows + one.rows, tokens + one.output_tokens
-            update(rows, f"{tokens / (time.monotonic() - begun):.0f} tokens/s")
+        def landed(sum_: generate.Done) -> None:
+            update(sum_.rows, f"{sum_.output_tokens / (time.monotonic() - begun):.0f} tokens/s")
 
-        done = generate.label(missing, opening, store, side.shard_rows, actors, landed)
+        done = generate.label(str(asked), pieces, opening, store, actors, landed)
+    seconds = time.monotonic() - begun
     took = {"new_rows": done.rows - len(done.refused), "prompt_tokens": done.prompt_tokens}
-    took |= {"output_tokens": done.output_tokens, "seconds": time.monotonic() - begun}
-    took |= {"replicas": actors.replicas, "threads": opening.threads}
+    took |= {"output_tokens": done.output_tokens, "seconds": seconds, "tokens_per_second": done.output_tokens / seconds}
+    took |= {"engine_deaths": done.engine_deaths, "replicas": actors.replicas, "threads": opening.threads}
     return took, done.refused
+
+
+def _refused_rows(name: str, asked: Path, refused: dict[bytes, str]) -> list[dict]:
+    """Bad rows of refused prompts, by the ids of their examples."""
+    if not refused:
+        return []
+    rows = pq.read_table(asked, columns=["id", "key"])
+    bad = []
+    for row, key in zip(rows["id"].to_pylist(), rows["key"].to_pylist(), strict=True):
+        if key in refused:
+            bad.append({"file": name, "line": None, "reason": f"row {row}: {refused[key]}"})
+    return bad
+
+
+def _digest(path: Path) -> str:
+    """A hash of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 # ------------------------------------------------------------------------------------------- partitions
@@ -359,7 +521,7 @@ def evaluate(run: Run, arm: str, model: str, side: Teacher | Student, test: list
     """Score a model's answers to the test inputs by every metric of the recipe."""
     if not test:
         return {}
-    answers = label(run, f"evaluate/{arm}-answers", model, side, test)
+    answers = label(run, f"evaluate/{arm}-answers", model, side, [test]).examples()
     found = {e.input: e.target or "" for e in reversed(answers)}  # of several samples, the first
 
     def work(folder: Path) -> tuple[dict, dict]:

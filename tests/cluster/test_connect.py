@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from raykd.cluster import sweep
+from raykd import sweep
 from raykd.cluster.connect import MARK
 
 
@@ -44,12 +44,9 @@ def test_ray_listens_on_loopback_only(ray_session):
     assert found and {address for address, _ in found} <= set(loopback)
 
 
-def test_the_sweeper_ends_the_marked_and_their_children_and_no_other(tmp_path):
-    """The child has no mark of its own, as Ray's agents have none once they wrote their title over it."""
+def test_the_sweeper_ends_the_marked_and_no_other(tmp_path):
     name = f"raykd-{os.getpid()}"
-    child = (
-        "import subprocess as s, time; p = s.Popen(['sleep', '300'], env={}); print(p.pid, flush=True); time.sleep(99)"
-    )
+    child = "import subprocess as s, time; p = s.Popen(['sleep', '300']); print(p.pid, flush=True); time.sleep(99)"
     marked = subprocess.Popen(
         [sys.executable, "-c", child],
         env={"RAYKD_TEST_MARK": name},
@@ -61,11 +58,10 @@ def test_the_sweeper_ends_the_marked_and_their_children_and_no_other(tmp_path):
     assert marked.stdout is not None
     grandchild = int(marked.stdout.readline())
     (tmp_path / name).mkdir()
-    script = [sys.executable, "-S", sweep.__file__, "RAYKD_TEST_MARK", str(tmp_path / name), str(tmp_path / "logs")]
-    sweeper = subprocess.Popen(script, stdin=subprocess.PIPE)
+    ending = sweep.sweeper(f"RAYKD_TEST_MARK={name}", tmp_path / name, tmp_path / "logs")
     time.sleep(0.5)
     assert marked.poll() is None  # it waits for its driver to end
-    sweeper.communicate()  # closes its standard input
+    ending.communicate()  # closes its standard input
     assert marked.wait(5) != 0 and other.poll() is None
     stat = Path(f"/proc/{grandchild}/stat")
     assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
@@ -73,3 +69,10 @@ def test_the_sweeper_ends_the_marked_and_their_children_and_no_other(tmp_path):
     other.kill()
     other.wait()
     marked.stdout.close()
+
+
+def test_rays_agents_keep_the_mark(ray_session):
+    """They write their titles over their environments otherwise, and would outlive a killed driver."""
+    mark = f"{MARK}={os.environ[MARK]}".encode()
+    titles = [Path(f"/proc/{pid}/comm").read_text() for pid, _ in sweep.marked(mark)]
+    assert sum(title.startswith(("ray::Dash", "ray::Runtim")) for title in titles) == 2, titles

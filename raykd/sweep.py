@@ -1,19 +1,41 @@
-"""Run as a script: wait until standard input closes, then end every process of the run.
+"""Sweepers: end every process that holds a mark in its environment, once the process that made the mark has ended.
 
-Standard input is a pipe from the driver: it closes when the driver ends, however it ends. Ray's own clean-up runs
-only where the driver still can; after SIGKILL its daemons, workers and engines would stay. A process is of the run if
-its environment holds the run's mark. Uses the standard library only, because it must start at once. On a system
-without /proc there is nothing to sweep by, and Ray's own clean-up is all there is.
+A sweeper runs this file as a script. Its standard input is a pipe from its maker: it closes when the maker ends,
+however it ends. Ray's and vLLM's own clean-up runs only where their parent still can; after SIGKILL daemons, workers
+and engines would stay. Uses the standard library only, because it must start at once. On a system without /proc there
+is nothing to sweep by, and the libraries' own clean-up is all there is.
 """
 
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
+# setproctitle, in Ray and vLLM, would write a process's title over its environment, mark and all
+KEEP_MARKS = ("SPT_NOENV", "1")
+
 Process = tuple[int, str]  # process id and start time, which together never come again
+
+
+def sweeper(mark: str, folder: Path | None = None, logs: Path | None = None, keep: tuple[int, ...] = ()):
+    """Start one for `NAME=value`, in a session of its own; closing its stdin tells it to sweep.
+
+    It then copies the logs of Ray's sessions below `folder` to `logs` and removes `folder`. `keep`: file descriptors
+    that it holds until then. Sets a variable so that children keep their marks.
+    """
+    os.environ[KEEP_MARKS[0]] = KEEP_MARKS[1]
+    command = [sys.executable, "-S", __file__, mark, *(str(path) for path in (folder, logs) if path)]
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        pass_fds=keep,
+    )
 
 
 def marked(mark: bytes) -> set[Process]:
@@ -49,11 +71,11 @@ def end(processes: set[Process], how: signal.Signals) -> None:
             pass
 
 
-def main(name: str, folder: str, logs: str) -> None:
+def main(given: str, folder: str | None = None, logs: str | None = None) -> None:
     for how in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(how, signal.SIG_IGN)  # it must outlive an interrupted driver
     sys.stdin.buffer.read()
-    mark = f"{name}={Path(folder).name}".encode()
+    mark = given.encode()
     doomed = marked(mark)
     end(doomed, signal.SIGTERM)
     for turn in range(40):
@@ -63,6 +85,8 @@ def main(name: str, folder: str, logs: str) -> None:
         if turn >= 15:
             end(doomed, signal.SIGKILL)
         time.sleep(0.1)
+    if folder is None or logs is None:
+        return
     for session in Path(folder).glob("session_*/logs"):
         if not session.parent.is_symlink():
             shutil.copytree(
