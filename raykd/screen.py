@@ -56,7 +56,10 @@ class Screen:
 
     @contextmanager
     def bar(self, name: str, total: int | None, unit: str):
-        """A bar of `total` units, or of a number that nobody knows yet; yields `update(done, note="")`, which may be called from any thread."""
+        """A bar of `total` units, or of a number that nobody knows yet.
+
+        Yields `update(done, note="")`, which may be called from any thread.
+        """
         if self.out.isatty():
             with self._live() as progress:
                 task = progress.add_task(name, total=total, unit=unit, note="")

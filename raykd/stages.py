@@ -330,13 +330,13 @@ def label(run: Run, name: str, model: str, side: Teacher | Student, sources: Seq
         keys = _write_prompts(run, name, stage / "prompts.parquet", side, folder, sources)
         todo, reused = _missing(store, keys, side.sampling.n)
         stats = {"rows": len(keys), "samples": side.sampling.n, "reused_rows": reused, "engine": side.engine.kind}
-        stats |= {"model": str(folder), "payload": payload.model_dump(mode="json"), "payload_why": why}
-        took, refused = _ask(run, name, str(folder), side, payload, store, stage / "prompts.parquet", todo)
+        stats |= {"model": str(folder), "payload": store.payload.model_dump(mode="json"), "payload_why": why}
+        took, refused = _ask(run, name, str(folder), side, store, stage / "prompts.parquet", todo)
         store.close()
         bad = _refused_rows(name, stage / "prompts.parquet", refused)
         if len(bad) > run.tolerated():
             raise DataError(f"{name}: {bad[0]['reason']} ({len(bad)} such rows, {run.tolerated()} tolerated)")
-        return {"store": store.url, "bad_rows": bad}, {**stats, **took, "failed_rows": len(bad)}
+        return {"store": store.path, "bad_rows": bad}, {**stats, **took, "failed_rows": len(bad)}
 
     rows = [_digest(s) if isinstance(s, Path) else fingerprint([[e.id, e.input] for e in s]) for s in sources]
     inputs = {**parts, "n": side.sampling.n, "payload": payload.model_dump(mode="json"), "rows": rows}
@@ -417,7 +417,6 @@ def _ask(
     name: str,
     model: str,
     side: Teacher | Student,
-    payload: Payload,
     store: Store,
     asked: Path,
     todo: list[tuple[np.ndarray, range]],
@@ -436,11 +435,11 @@ def _ask(
         side.engine,
         model,
         side.sampling,
-        int(fingerprint([run.recipe.seed, store.shard_count()])[:8], 16)
+        int(fingerprint([run.recipe.seed, len(store.shards())])[:8], 16)
         if side.sampling.temperature
         else run.recipe.seed,
         generate.share(actors, run.passes),
-        payload,
+        store.payload,  # perhaps richer than what is asked for
         prompts.special_tokens(side.prompt),
         actors.hang_minutes * 60,
     )
@@ -452,7 +451,7 @@ def _ask(
             update(sum_.rows, f"{sum_.output_tokens / (time.monotonic() - begun):.0f} tokens/s")
 
         done = generate.label(str(asked), pieces, opening, store, actors, landed)
-    seconds = time.monotonic() - begun
+    seconds = done.ended - done.began  # without the engines' start
     took = {"new_rows": done.rows - len(done.refused), "prompt_tokens": done.prompt_tokens}
     took |= {"output_tokens": done.output_tokens, "seconds": seconds, "tokens_per_second": done.output_tokens / seconds}
     took |= {"engine_deaths": done.engine_deaths, "replicas": actors.replicas, "threads": opening.threads}

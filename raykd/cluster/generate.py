@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -40,6 +41,8 @@ class Done:
     prompt_tokens: int = 0
     output_tokens: int = 0
     engine_deaths: int = 0
+    began: float = math.inf  # when an engine was first asked, Unix time
+    ended: float = 0.0  # when the last shard landed
     refused: dict[bytes, str] = field(default_factory=dict)  # key -> reason
 
 
@@ -108,6 +111,7 @@ def label(
             done.prompt_tokens += row["prompt_tokens"]
             done.output_tokens += row["output_tokens"]
             done.engine_deaths += row["engine_deaths"]
+            done.began, done.ended = min(done.began, row["began"]), max(done.ended, row["ended"])
             done.refused |= dict(zip(row["refused_keys"], row["reasons"], strict=True))
             landed(done)
     except (RayError, RuntimeError) as error:
@@ -127,6 +131,7 @@ class _Labeller:
         self.engine: Engine = open_engine(opening)
 
     def __call__(self, block: pa.Table) -> pa.Table:
+        began = time.time()
         rows = np.asarray(block["rows"][0].values)
         samples = range(*block["samples"][0].as_py())
         keys, prompts = _read(self.prompts, rows)
@@ -139,6 +144,8 @@ class _Labeller:
         return pa.table(
             {
                 "rows": [len(keys)],
+                "began": [began],
+                "ended": [time.time()],
                 **{name: [count] for name, count in self._news().items()},
                 "refused_keys": pa.array([[k for k, _ in refused]], pa.list_(pa.binary())),
                 "reasons": pa.array([[r for _, r in refused]], pa.list_(pa.string())),
