@@ -146,15 +146,14 @@ def is_encoder_decoder(spec: Checkpoint | FromConfig) -> bool:
     return bool(AutoConfig.for_model(spec.model_type).is_encoder_decoder)
 
 
-def encode_inputs(tokenizer: Any, texts: list[str], encoder: bool, special: bool = True) -> list[list[int]]:
+def encode_inputs(tokenizer: Any, texts: list[str], encoder: bool, special_tokens: bool = True) -> list[list[int]]:
     """Token ids of prompts: one end token for an encoder, none before a causal model's continuation.
 
-    special: whether the tokenizer adds tokens of its own; a chat template has written them already.
-
-    Training and every engine encode through here, so that a served model reads what it was trained to read.
+    special_tokens adds the tokenizer's own, such as a beginning; a chat template has written them already. Training
+    and every engine encode through here, so that a served model reads what it was trained to read.
     """
     end = tokenizer.eos_token_id
-    rows = tokenizer(texts, add_special_tokens=special).input_ids if texts else []
+    rows = tokenizer(texts, add_special_tokens=special_tokens).input_ids if texts else []
     bare = [row[:-1] if row and row[-1] == end else row for row in rows]
     return [[*row, end] for row in bare] if encoder else bare
 

@@ -195,7 +195,7 @@ class VllmEngine:
     # ---------------------------------------------------------------------------------- requests and answers
 
     def _encode(self, prompts: list[str]) -> list[list[int]]:
-        return models.encode_inputs(self.tokenizer, prompts, encoder=False, special=self.opening.special_tokens)
+        return models.encode_inputs(self.tokenizer, prompts, encoder=False, special_tokens=self.opening.special_tokens)
 
     def _width(self) -> int:
         """Log-probabilities per position beside that of the token itself."""

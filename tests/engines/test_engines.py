@@ -3,11 +3,9 @@
 import importlib.util
 
 import pytest
-import torch
 from conftest import word
 
 from raykd.engines import Opening, Refusal, open_engine
-from raykd.errors import ModelError
 from raykd.recipe import Sampling, ScriptedEngine, TransformersEngine, VllmEngine
 
 PROMPTS = [f"{word(i)} =>" for i in range(40)]
@@ -18,55 +16,6 @@ needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason
 
 def opening(spec, folder, **sampling):
     return Opening(spec, str(folder), Sampling(**{"max_tokens": 8, **sampling}), seed=0, threads=1)
-
-
-def by_hand(folder, prompt, encoder, tokens=8):
-    """Greedy decoding one token at a time, without padding or cache."""
-    from raykd import models
-    from raykd.recipe import Checkpoint
-
-    tokenizer = models.load_tokenizer(folder)
-    model = models.load(Checkpoint(kind="checkpoint", path=str(folder)), tokenizer).eval()
-    source = models.encode_inputs(tokenizer, [prompt], encoder)[0]
-    made: list[int] = []
-    with torch.no_grad():
-        while len(made) < tokens and (not made or made[-1] != tokenizer.eos_token_id):
-            if encoder:
-                decoder = torch.tensor([[model.config.decoder_start_token_id, *made]])
-                logits = model(input_ids=torch.tensor([source]), decoder_input_ids=decoder).logits
-            else:
-                logits = model(input_ids=torch.tensor([[*source, *made]])).logits
-            made.append(logits[0, -1].argmax().item())
-    return made
-
-
-@pytest.mark.parametrize("kind", ["t5", "llama"])
-def test_transformers_gives_what_one_prompt_alone_gives(tiny_models, kind):
-    engine = open_engine(opening(TRANSFORMERS, tiny_models[kind]))
-    answers = engine.generate(PROMPTS)
-    assert [len(a) for a in answers] == [1] * 40
-    for prompt, (answer,) in list(zip(PROMPTS, answers, strict=True))[:6]:
-        assert answer.token_ids == by_hand(tiny_models[kind], prompt, kind == "t5")
-        assert answer.finish_reason == ("stop" if answer.token_ids[-1] == 1 else "length")
-    assert engine.output_tokens == sum(len(a.token_ids) for (a,) in answers)
-
-
-def test_transformers_samples_n_different(tiny_models):
-    engine = open_engine(opening(TRANSFORMERS, tiny_models["t5"], n=5, temperature=1.0))
-    for answers in engine.generate(PROMPTS[:3]):
-        assert len(answers) == 5 and len({a.text for a in answers}) > 1
-
-
-def test_what_does_not_fit_is_refused_and_the_rest_answered(tiny_models):
-    long, empty, good = open_engine(opening(TRANSFORMERS, tiny_models["llama"])).generate(["a " * 60, "", "a b =>"])
-    assert long == Refusal("prompt of 60 tokens + max_tokens 8 > the model's context of 64")
-    assert empty == Refusal("the prompt has no tokens")
-    assert len(good) == 1
-
-
-def test_a_missing_model_is_one_line(tmp_path):
-    with pytest.raises(ModelError, match="no such model folder"):
-        open_engine(opening(TRANSFORMERS, tmp_path / "none"))
 
 
 def test_the_scripted_engine_refuses_by_value_error():
