@@ -46,14 +46,14 @@ class VllmEngine:
         self.heard = time.monotonic()  # when the engine's process last said anything
         self.asked = 0
         self.annotator = self._annotator()
-        mark = uuid.uuid4().hex
-        self.sweeper = sweeper(f"{MARK}={mark}")
-        os.environ[MARK] = mark
+        self.mark = uuid.uuid4().hex
+        self.sweeper = sweeper(f"{MARK}={self.mark}")
+        os.environ[MARK] = self.mark
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True, name="vllm").start()
         try:
+            self._parameters(range(opening.sampling.n))  # before the start, which takes long
             self.engine: Any = asyncio.run_coroutine_threadsafe(self._start(), self.loop).result(STARTING)
-            self.parameters = self._parameters(range(opening.sampling.n))
         except BaseException:
             self.close()
             raise
