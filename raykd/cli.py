@@ -49,6 +49,15 @@ def _parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("report", help="write a run's report again", description="write a run's report again")
     sub.add_argument("run", type=Path, help="a run folder")
     sub.set_defaults(command=_report)
+    sub = commands.add_parser("store", help="look after a store", description="look after a store of answers")
+    stores = sub.add_subparsers(required=True, metavar="COMMAND")
+    for name, command, text in (
+        ("show", _show, "say what a store holds, and how large it is"),
+        ("verify", _verify, "read every byte of a store and name what is damaged"),
+    ):
+        sub = stores.add_parser(name, help=text, description=text)
+        sub.add_argument("path", help="a store: a folder, or a URL that fsspec knows")
+        sub.set_defaults(command=command)
     return parser
 
 
@@ -133,3 +142,29 @@ def _report_on(folder: Path) -> None:
     for arm, values in found["arms"].items():
         print(f"{arm:>12}  " + "  ".join(f"{name} {value:.2f}" for name, value in values.items()))
     print(f"report: {folder / 'report.html'}")
+
+
+def _show(options: argparse.Namespace) -> int:
+    import yaml
+
+    print(yaml.safe_dump(_store(options).describe(), sort_keys=False, allow_unicode=True), end="")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    store = _store(options)
+    lines = store.verify()
+    if lines:
+        print("\n".join(lines))
+        return 1
+    found = store.describe()
+    print(f"sound: {found['rows']} rows in {found['shards']} shards")
+    return 0
+
+
+def _store(options: argparse.Namespace):
+    if importlib.util.find_spec("pyarrow") is None:
+        raise RecipeError("this installation only checks recipes; to read stores: pip install 'raykd[run]'")
+    from raykd.store import Store
+
+    return Store(options.path)
