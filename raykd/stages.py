@@ -504,7 +504,7 @@ def together(run: Run, calls: dict[str, Callable[[], Any]]) -> list[Any]:
         from raykd.cluster import resources
 
         actors = run.recipe.cluster.labelling_students
-        fit = min(fit, resources.at_once(actors.resources, actors.replicas, run.recipe.cluster))
+        fit = min(fit, resources.at_once(actors.resources, max(1, actors.bounds()[0]), run.recipe.cluster))
     run.passes = fit
     try:
         with ThreadPoolExecutor(fit) as pool:

@@ -21,9 +21,13 @@ def demands(recipe: Recipe) -> list[tuple[str, dict[str, float], int]]:
     """What each section of the recipe must get at the least: (field, resources of one, how many at once)."""
     cluster = recipe.cluster
     return [
-        ("cluster.teacher", cluster.teacher.resources, cluster.teacher.replicas),
+        ("cluster.teacher", cluster.teacher.resources, max(1, cluster.teacher.bounds()[0])),
         ("cluster.student", cluster.student.resources, cluster.student.workers),
-        ("cluster.labelling_students", cluster.labelling_students.resources, cluster.labelling_students.replicas),
+        (
+            "cluster.labelling_students",
+            cluster.labelling_students.resources,
+            max(1, cluster.labelling_students.bounds()[0]),
+        ),
     ]
 
 
