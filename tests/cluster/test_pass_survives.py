@@ -23,7 +23,7 @@ KILLS = ["driver"] * 5 + ["actor"] * 6 + ["engine"] * 5  # and four nodes
 SLOW = {"enforce_eager": True, "dtype": "float32", "max_num_seqs": 4}
 
 
-def recipe(folder: Path, model: Path, name: str, **teacher) -> Path:
+def recipe(folder: Path, model: Path, name: str, **resources: float) -> Path:
     write_rows(folder / "rows.jsonl", pairs(ROWS))
     tree = {
         "name": "pass",
@@ -37,13 +37,12 @@ def recipe(folder: Path, model: Path, name: str, **teacher) -> Path:
             "engine": {"kind": "vllm", "arguments": SLOW},
             "sampling": {"max_tokens": 8},
             "shard_rows": SHARD,
-            **teacher,
         },
         "student": {
             "model": {"kind": "config", "model_type": "t5"},
             "training": {"learning_rate": 0.1, "max_steps": 1},
         },
-        "cluster": {"teacher": {"max_failures": 50, "resources": {"CPU": 1, "raykd_teacher": 0.001}}},
+        "cluster": {"teacher": {"max_failures": 50, "resources": {"CPU": 1, **resources}}},
     }
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(tree))
@@ -201,7 +200,7 @@ def test_four_kills_of_a_whole_node(tiny_models, tmp_path, undisturbed):
     process = None
     try:
         node(f"127.0.0.1:{port}", marks[0], temporary)
-        file = recipe(tmp_path, tiny_models["llama"], "runs")
+        file = recipe(tmp_path, tiny_models["llama"], "runs", raykd_teacher=0.001)
         process = start(file, f"{os.getpid()}-driver", RAY_ADDRESS=f"127.0.0.1:{port}")
         kept: dict[str, bytes] = {}
         for at in range(4):
