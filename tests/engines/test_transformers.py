@@ -229,6 +229,13 @@ def test_top_k_0_is_all_and_top_k_is_kept(folders, opened):
         assert resolved.top_k == top_k  # and not transformers' default of 50
 
 
+@pytest.mark.parametrize("sharp", [{"temperature": 1e-4}, {"temperature": 1.0, "top_p": 1e-6}])
+def test_temperature_and_top_p_are_kept(folders, opened, sharp):
+    greedy = flat(opened(folders["t5"]).generate(PROMPTS[:8]))
+    assert flat(opened(folders["t5"], **sharp).generate(PROMPTS[:8])) == greedy
+    assert flat(opened(folders["t5"], temperature=1.0).generate(PROMPTS[:8])) != greedy
+
+
 def test_the_models_own_defaults_do_not_decode(folders, opened, tmp_path):
     model, tokenizer = plain(folders["t5"])
     model.generation_config.update(num_beams=3, repetition_penalty=1.9, no_repeat_ngram_size=1, max_length=3)
@@ -327,13 +334,21 @@ def test_two_calls_at_the_same_time_give_what_one_after_the_other_gives(folders,
         assert [flat(found) for found in pool.map(engine.generate, (PROMPTS[:20], PROMPTS[20:]))] == alone
 
 
-def test_special_tokens_are_left_to_a_chat_template(folders, shared_tokenizer):
+def test_special_tokens_are_left_to_a_chat_template(folders, tmp_path):
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer = models.load_tokenizer(shared_tokenizer)
+    model, tokenizer = plain(folders["llama"])
     tokenizer._tokenizer.post_processor = TemplateProcessing(single="<unk> $A", special_tokens=[("<unk>", 2)])
-    bare = models.encode_inputs(tokenizer, ["a b"], encoder=False, special_tokens=False)[0]
-    assert models.encode_inputs(tokenizer, ["a b"], encoder=False)[0] == [2, *bare] and len(bare) == 2
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    rows = []
+    for special_tokens in (True, False):
+        spec, sampling = Spec(kind="transformers", batch_tokens=500), Sampling(max_tokens=8)
+        opening = Opening(spec, str(tmp_path), sampling, seed=0, threads=1, special_tokens=special_tokens)
+        engine = open_engine(opening)
+        rows += engine._encode(["a b"])
+        engine.close()
+    assert rows[0] == [2, *rows[1]] and len(rows[1]) == 2
 
 
 def test_bfloat16_keeps_its_numbers_close(folders):
