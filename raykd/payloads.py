@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from raykd.engines import Answer
 from raykd.errors import StoreError
-from raykd.recipe import Payload, SampledPayload, TopKPayload
+from raykd.recipe import Payload, SampledPayload, TextPayload, TopKPayload
 
 VALUES = {
     "text": {},
@@ -41,6 +41,8 @@ def serves(held: Payload, wanted: Payload) -> bool:
         return held.k >= wanted.k
     if isinstance(held, SampledPayload) and isinstance(wanted, SampledPayload):
         return held.draws == wanted.draws
+    if isinstance(held, TextPayload) and isinstance(wanted, TextPayload):
+        return held.logprobs or not wanted.logprobs
     return wanted.kind in ("text", held.kind)
 
 

@@ -202,27 +202,28 @@ class Sampling(Section):
 
 
 class TextPayload(Section):
-    """Texts, their tokens, and the log-probability of each token."""
+    """Texts and their tokens."""
 
     kind: Literal["text"]
+    logprobs: bool = Field(default=True, description="of each token; the transformers engine reads its answers again")
 
 
 class TopKPayload(Section):
-    """Also the k most likely tokens at each position, with log-probabilities over the whole vocabulary."""
+    """Texts, log-probabilities, and the k most likely tokens at each position with theirs over the vocabulary."""
 
     kind: Literal["top_k"]
     k: int = Field(default=64, ge=1)
 
 
 class SampledPayload(Section):
-    """Also tokens drawn from the teacher's distribution at each position (random-sampling KD, arXiv 2503.16870)."""
+    """Texts, log-probabilities, and tokens drawn at each position (random-sampling KD, arXiv 2503.16870)."""
 
     kind: Literal["sampled"]
     draws: int = Field(default=50, ge=1, le=255, description="per position; about a dozen different tokens stay")
 
 
 class HiddenPayload(Section):
-    """Also what the teacher's head reads at each position: exact, and large."""
+    """Texts, log-probabilities, and what the teacher's head reads at each position: exact, and large."""
 
     kind: Literal["hidden"]
 

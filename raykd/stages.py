@@ -347,7 +347,7 @@ def label(run: Run, name: str, model: str, side: Teacher | Student, sources: Seq
 def _payload(run: Run, side: Teacher | Student, folder: Path) -> tuple[Payload, str]:
     """What to record beside the texts, and why."""
     if isinstance(side, Student):
-        return TextPayload(kind="text"), "a student's answers are learnt as texts"
+        return TextPayload(kind="text", logprobs=False), "a student's answers are learnt as texts"
     if not isinstance(side.payload, AutoPayload):
         return side.payload, "the recipe says so"
     from raykd.store import choose_payload

@@ -57,7 +57,6 @@ class Engine(Protocol):
 
     prompt_tokens: int  # read since the engine was opened
     output_tokens: int  # written since the engine was opened
-    calls: int  # calls it likes to have at the same time, to be never idle
 
     def generate(
         self, prompts: list[str], samples: range = range(1), seeds: list[int] | None = None

@@ -15,8 +15,6 @@ NO_LOGPROBS = np.zeros(0, np.float32)
 class ScriptedEngine:
     """Answers each prompt by `function(prompt, sample) -> text`; a ValueError is a refusal of that prompt."""
 
-    calls = 2
-
     def __init__(self, opening: Opening):
         module, name = opening.spec.function.split(":")  # type: ignore[union-attr]
         self.function = getattr(importlib.import_module(module), name)

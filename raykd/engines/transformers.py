@@ -28,11 +28,12 @@ from raykd import batches, models
 from raykd.engines import Answer, Opening, Refusal
 from raykd.errors import EngineError
 from raykd.losses.tokens import IGNORE
-from raykd.recipe import Checkpoint, Sampling
+from raykd.recipe import Checkpoint, Sampling, TextPayload
 
 UNBOUNDED = 10**9  # T5 has no longest input
 CHUNK = 1024  # positions whose logits exist at the same time
 MODEST = 4096  # tokens of the first batch where the recipe leaves the size open
+NOTHING = [(np.zeros(0, np.float32), {})]  # log-probabilities and payload that nobody asked for
 OURS = {  # options of GenerationConfig that would undo what this engine does
     "do_sample": "set sampling.temperature",
     "max_new_tokens": "set sampling.max_tokens",
@@ -50,12 +51,11 @@ class TransformersEngine:
     Raises EngineError, in one line, for options that it or the model cannot serve.
     """
 
-    calls = 2  # while the model works on one, the other is tokenised or written
-
     def __init__(self, opening: Opening):
         self.options = _options(opening.sampling)
         self.sampling, self.payload, self.seed = opening.sampling, opening.payload, opening.seed
         self.special_tokens = opening.special_tokens
+        self.reads = not isinstance(opening.payload, TextPayload) or opening.payload.logprobs
         spec: Any = opening.spec
         budget = spec.batch_tokens
         self.writing, self.reading = (Budget(budget or MODEST, growing=budget is None) for _ in range(2))
@@ -160,7 +160,9 @@ class TransformersEngine:
         def batch(chosen: list[int]) -> list:
             prompts = [rows[i] for i in chosen]
             answers = self._write(prompts, samples)
-            read = self._read([row for row in prompts for _ in samples], answers)
+            read = (
+                self._read([row for row in prompts for _ in samples], answers) if self.reads else NOTHING * len(answers)
+            )
             self.prompt_tokens += sum(map(len, prompts))
             self.output_tokens += sum(map(len, answers))
             found = [(ids, *columns) for ids, columns in zip(answers, read, strict=True)]

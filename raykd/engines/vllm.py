@@ -15,7 +15,7 @@ import numpy as np
 from raykd import models
 from raykd.engines import Answer, Opening, Refusal, too_long
 from raykd.errors import EngineDead, EngineError
-from raykd.recipe import TopKPayload
+from raykd.recipe import TextPayload, TopKPayload
 from raykd.sweep import sweeper
 
 MARK = "RAYKD_ENGINE"  # in the environment of the engine's processes, so that none outlives the process that holds it
@@ -24,8 +24,6 @@ STARTING = 1800.0  # seconds that an engine may take to start: a large model is 
 
 class VllmEngine:
     """A `vllm.AsyncLLM`. Prompts go in as token ids, encoded as in training; many calls share the engine."""
-
-    calls = 4
 
     def __init__(self, opening: Opening):
         # vLLM reads these when it is imported, and its engine process inherits them
@@ -99,7 +97,7 @@ class VllmEngine:
             one = SamplingParams(
                 max_tokens=1,
                 temperature=0,
-                prompt_logprobs=self._width(),
+                prompt_logprobs=self._width() or 0,
                 flat_logprobs=True,
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
@@ -197,9 +195,11 @@ class VllmEngine:
     def _encode(self, prompts: list[str]) -> list[list[int]]:
         return models.encode_inputs(self.tokenizer, prompts, encoder=False, special_tokens=self.opening.special_tokens)
 
-    def _width(self) -> int:
-        """Log-probabilities per position beside that of the token itself."""
+    def _width(self) -> int | None:
+        """Log-probabilities per position beside that of the token itself; None where nobody asked for any."""
         payload = self.opening.payload
+        if isinstance(payload, TextPayload) and not payload.logprobs:
+            return None
         return payload.k if isinstance(payload, TopKPayload) else 0
 
     def _parameters(self, samples: range) -> Any:
@@ -237,7 +237,9 @@ class VllmEngine:
 
     def _recorded(self, flat: Any, length: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Log-probabilities of the last `length` tokens, and the most likely ones, from vLLM's flat lists."""
-        width = self._width() + 1  # the token itself comes first
+        if flat is None:
+            return np.zeros(0, np.float32), {}
+        width = (self._width() or 0) + 1  # the token itself comes first
         logprobs = np.asarray(flat.logprobs[-length * width :], np.float32).reshape(length, width)
         if width == 1:
             return logprobs[:, 0], {}
