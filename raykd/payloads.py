@@ -59,9 +59,9 @@ def encode(answers: Sequence[Answer], payload: Payload) -> dict[str, pa.ListArra
 
     if payload.kind == "top_k":
         (ids, sizes), (logprobs, _) = joined("top_ids"), joined("top_logprobs")
-        order = np.argsort(ids, axis=1)
-        gaps = np.diff(np.take_along_axis(ids, order, 1), axis=1, prepend=0)
-        kept = np.maximum(np.take_along_axis(logprobs, order, 1), LEAST)
+        halves = np.clip(logprobs, LEAST, 0).astype(np.float16).view(np.uint16)
+        both = np.sort(ids.astype(np.int64) << 16 | halves, axis=1)  # one sort of numbers: far faster than argsort
+        gaps, kept = np.diff(both >> 16, axis=1, prepend=0), both.astype(np.uint16).view(np.float16)
         return {"top_ids": column("top_ids", gaps, sizes), "top_logprobs": column("top_logprobs", kept, sizes)}
     if payload.kind == "sampled":
         (ids, sizes), (counts, _), (lengths, positions) = (joined(n) for n in VALUES["sampled"])
@@ -86,13 +86,13 @@ def decode(rows: pa.Table, wanted: Payload) -> pa.Table:
         width = int(rows.schema.metadata[b"width"])
         (gaps, offsets), (halves, _) = flat(rows["top_ids"]), flat(rows["top_logprobs"])
         k = min(width, wanted.k) if isinstance(wanted, TopKPayload) else width
-        logprobs = halves.reshape(-1, width).astype(np.float32)
-        order = np.argsort(-logprobs, axis=1, kind="stable")[:, :k]
-        ids = np.take_along_axis(np.cumsum(gaps.reshape(-1, width), axis=1, dtype=np.int32), order, 1)
+        ids = np.cumsum(gaps.reshape(-1, width), axis=1, dtype=np.int64)
+        # bits of negative halves rise as they fall: sorted by them, the most likely is first
+        both = np.sort(halves.view(np.uint16).reshape(-1, width).astype(np.int64) << 32 | ids, axis=1)[:, :k]
+        logprobs = (both >> 32).astype(np.uint16).view(np.float16)
         sizes = np.diff(offsets) // width * k
-        rows = _replace(rows, "top_ids", lists("top_ids", ids, sizes, pa.int32()))
-        best = lists("top_logprobs", np.take_along_axis(logprobs, order, 1), sizes, pa.float32())
-        rows = _replace(rows, "top_logprobs", best)
+        rows = _replace(rows, "top_ids", lists("top_ids", both & 0xFFFFFFFF, sizes, pa.int32()))
+        rows = _replace(rows, "top_logprobs", lists("top_logprobs", logprobs, sizes, pa.float32()))
     if "sampled_ids" in rows.column_names:
         (gaps, offsets), (lengths, _) = flat(rows["sampled_ids"]), flat(rows["sampled_lengths"])
         total, starts = np.cumsum(gaps, dtype=np.int64), _starts(lengths)

@@ -16,10 +16,10 @@ import hashlib
 import json
 import os
 import re
-import threading
+import secrets
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,8 @@ from raykd.run import fingerprint
 FORMAT = 2
 SHARD = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.parquet")
 SHARD_1 = re.compile(r"[0-9a-f]{24}\.parquet")  # of format 1
-ROW = np.dtype([("key", "S16"), ("sample", ">i4")])
+ROW = np.dtype([("key", "S16"), ("sample", ">i4")])  # sorts as its bytes do
+SPAN = np.dtype([("key", "S16"), ("start", ">i4"), ("stop", ">i4")])
 
 
 def schema(payload: Payload) -> pa.Schema:
@@ -145,7 +146,8 @@ class Store:
             return
         data = payloads.encoded(rows)
         if self.closed:
-            self.fs.rm_file(f"{self.root}/closed.json")
+            with suppress(FileNotFoundError):  # another writer was faster
+                self.fs.rm_file(f"{self.root}/closed.json")
         self._put(f"shards/{named}-{hashlib.sha256(data).hexdigest()[:16]}.parquet", data)
 
     def close(self) -> None:
@@ -174,17 +176,19 @@ class Store:
         end of a single S16: compare arrays, or take bytes by keys.tobytes().
         """
         found = [_spans(_names(self._columns(name))) for name in self.shards()]
-        spans = np.concatenate(found) if found else _spans(np.zeros(0, ROW))
+        spans = np.concatenate([np.zeros(0, SPAN), *found])
         del found
-        keys, at = np.unique(spans["key"], return_inverse=True)
+        spans.view("S24").sort()  # in place: a store has many keys
+        firsts = np.ones(len(spans), bool)
+        firsts[1:] = spans["key"][1:] != spans["key"][:-1]
+        keys, at = spans["key"][firsts], np.cumsum(firsts, dtype=np.int32) - 1
         held = np.zeros(len(keys), np.int32)
         while True:  # as many times as a key's samples came in pieces
-            more = held.copy()
+            before = held.copy()
             joins = spans["start"] <= held[at]
-            np.maximum.at(more, at[joins], spans["stop"][joins])
-            if np.array_equal(more, held):
+            np.maximum.at(held, at[joins], spans["stop"][joins])
+            if np.array_equal(held, before):
                 return keys, held
-            held = more
 
     def texts(self, keys: Iterable[bytes], n: int) -> dict[bytes, list[str]]:
         """Texts of the first n samples of these keys, in their order; a key without a row is left out."""
@@ -388,14 +392,14 @@ def _fresh(names: np.ndarray, seen: list[np.ndarray]) -> np.ndarray:
 
 def _spans(names: np.ndarray) -> np.ndarray:
     """Rows as spans of samples: (key, start, stop) for each run of numbers without a gap."""
-    names = np.sort(names.view("S20")).view(ROW) if len(names) else names
-    key, sample = names["key"], names["sample"].astype(np.int32)
+    names = np.sort(names.view("S20")).view(ROW)
+    key, sample = names["key"], names["sample"]
     starts = np.ones(len(names), bool)
     starts[1:] = (key[1:] != key[:-1]) | (sample[1:] != sample[:-1] + 1)
     first = np.flatnonzero(starts)
-    last = np.append(first[1:], len(names))[: len(first)] - 1
-    spans = np.empty(len(first), [("key", "S16"), ("start", np.int32), ("stop", np.int32)])
-    spans["key"], spans["start"], spans["stop"] = key[first], sample[first], sample[last] + 1
+    spans = np.empty(len(first), SPAN)
+    spans["key"], spans["start"] = key[first], sample[first]
+    spans["stop"] = sample[np.append(first, len(names))[1:] - 1] + 1
     return spans
 
 
@@ -452,7 +456,7 @@ def _about_from_1(about: dict[str, Any]) -> dict[str, Any]:
 def _from_1(store: Store, about: dict[str, Any]) -> None:
     """Bring a store of format 1, whose keys were hex digits, to format 2. May be killed and begun again."""
     old = store._named(SHARD_1)
-    store.__dict__["about"] = new = _about_from_1(about)
+    store.about = new = _about_from_1(about)
     for name in old:
         with _damage(store._shown(name)):
             rows = pq.read_table(pa.BufferReader(store.fs.cat_file(store._at(name))))
@@ -476,7 +480,7 @@ def _damage(shard: str) -> Iterator[None]:
 
 
 def _put_local(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # nodes that share a folder share pids
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(part, "wb") as file:
