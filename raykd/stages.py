@@ -350,11 +350,11 @@ def _payload(run: Run, side: Teacher | Student, folder: Path) -> tuple[Payload, 
         return TextPayload(kind="text", logprobs=False), "a student's answers are learnt as texts"
     if not isinstance(side.payload, AutoPayload):
         return side.payload, "the recipe says so"
+    if run.recipe.student.training.loss == "cross_entropy":
+        return TextPayload(kind="text"), "cross_entropy learns texts"
     from raykd.store import choose_payload
 
-    vocabulary, hidden = models.sizes(folder)
-    loss = run.recipe.student.training.loss
-    return choose_payload(vocabulary, hidden, models.parameters(run.recipe.student.model), loss != "cross_entropy")
+    return choose_payload(*models.sizes(folder), models.parameters(run.recipe.student.model))
 
 
 def _prompt_parts(side: Teacher | Student) -> Any:

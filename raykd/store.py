@@ -339,17 +339,13 @@ class Store:
             raise StoreError(f"{self.path}: {name} cannot be written: {error.strerror or error}") from None
 
 
-def choose_payload(
-    vocabulary: int, hidden: int, student_parameters: int, needs_distribution: bool
-) -> tuple[Payload, str]:
-    """What payload `auto` stands for, and why, in one sentence with the numbers.
+def choose_payload(vocabulary: int, hidden: int, student_parameters: int) -> tuple[Payload, str]:
+    """What payload `auto` stands for where a loss needs the teacher's distribution, and why, in one sentence.
 
     Exact forms win where they cost no more than the top 64: the whole distribution of a small vocabulary; hidden
     states of a narrow teacher, if its head (2 H V FLOP per token) is below 5 % of the student's step (6 FLOP per
     parameter). Else draws, which are unbiased and smallest (arXiv 2503.16870).
     """
-    if not needs_distribution:
-        return TextPayload(kind="text"), "text: the loss needs no distribution of the teacher"
     if vocabulary <= 64:
         why = f"top_k of {vocabulary}: that is the whole vocabulary, at {6 * vocabulary} bytes per token at most"
         return TopKPayload(kind="top_k", k=vocabulary), why

@@ -504,18 +504,17 @@ def test_held_is_small_in_memory(tmp_path, store):
 
 
 @pytest.mark.parametrize(
-    ("vocabulary", "hidden", "student", "needs", "kind"),
+    ("vocabulary", "hidden", "student", "kind"),
     [
-        (152_000, 4096, 600_000_000, False, "text"),
-        (40, 64, 1_000_000, True, "top_k"),
-        (152_000, 4096, 600_000_000, True, "sampled"),
-        (152_000, 4096, 40_000_000_000, True, "sampled"),  # 8 KB per token is no archive
-        (32_000, 128, 10_000_000, True, "sampled"),  # small, and 14 % more to compute
-        (32_000, 128, 100_000_000, True, "hidden"),
+        (40, 64, 1_000_000, "top_k"),
+        (152_000, 4096, 600_000_000, "sampled"),
+        (152_000, 4096, 40_000_000_000, "sampled"),  # 8 KB per token is no archive
+        (32_000, 128, 10_000_000, "sampled"),  # small, and 14 % more to compute
+        (32_000, 128, 100_000_000, "hidden"),
     ],
 )
-def test_the_payload_is_chosen_by_arithmetic(vocabulary, hidden, student, needs, kind):
-    payload, why = choose_payload(vocabulary, hidden, student, needs)
+def test_the_payload_is_chosen_by_arithmetic(vocabulary, hidden, student, kind):
+    payload, why = choose_payload(vocabulary, hidden, student)
     assert payload.kind == kind and why.startswith(kind)
     if kind in ("sampled", "hidden"):
         assert str(2 * hidden) in why and f"{100 * hidden * vocabulary / (3 * student):.1f} %" in why

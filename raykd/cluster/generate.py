@@ -101,8 +101,7 @@ def label(
         num_cpus=actors.resources.get("CPU", 0),
         num_gpus=actors.resources.get("GPU", 0),
         resources={k: v for k, v in actors.resources.items() if k not in ("CPU", "GPU")} or None,
-        max_restarts=actors.max_failures,
-        max_task_retries=actors.max_failures,
+        ray_remote_args_fn=lambda: {"max_restarts": actors.max_failures, "max_task_retries": actors.max_failures},
     )
     done = Done()
     try:

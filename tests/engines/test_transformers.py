@@ -330,7 +330,7 @@ def test_two_calls_at_the_same_time_give_what_one_after_the_other_gives(folders,
 
     engine = opened(folders["llama"])
     alone = [flat(engine.generate(part)) for part in (PROMPTS[:20], PROMPTS[20:])]
-    with ThreadPoolExecutor(engine.calls) as pool:
+    with ThreadPoolExecutor(2) as pool:
         assert [flat(found) for found in pool.map(engine.generate, (PROMPTS[:20], PROMPTS[20:]))] == alone
 
 
