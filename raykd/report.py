@@ -169,6 +169,11 @@ def _sections(found: dict[str, Any]) -> list[Section]:
             _rounds(found["pseudo_targets"]),
         ),
         ("Stages", "Tokens are those trained on, or those generated.", _stages(found["stages"])),
+        (
+            "Labelling",
+            "Only answers that the store did not hold were asked of an engine. Seconds are from its first input on.",
+            _labelling(found["stages"]),
+        ),
         ("What failed", _said_of_failed(found["failed"]), _failed(found["failed"]["rows"])),
         ("Licences", "", [["of", "licence"], *([f"the {k}", v] for k, v in licences.items())]),
     ]
@@ -234,6 +239,25 @@ def _stages(stages: list[dict[str, Any]]) -> Table:
     for stage in stages:
         counts = [_cell(stage[key]) for key in ("rows", "tokens", "tokens_per_second")]
         table.append([stage["stage"], stage["kind"], f"{stage['started']:.0f}", f"{stage['seconds']:.1f}", *counts])
+    return table
+
+
+def _labelling(stages: list[dict[str, Any]]) -> Table:
+    counted = (
+        "rows",
+        "samples",
+        "reused_rows",
+        "new_rows",
+        "prompt_tokens",
+        "output_tokens",
+        "seconds",
+        "engine_deaths",
+    )
+    table = [["stage", "engine", *(name.replace("_", " ") for name in counted), "kept", "because"]]
+    for stats, name in ((s["stats"], s["stage"]) for s in stages if s["kind"] == "label"):
+        kept = " ".join(str(value) for value in stats.get("payload", {}).values())
+        cells = [_cell(stats.get(key)) for key in counted]
+        table.append([name, str(stats.get("engine", "")), *cells, kept, stats.get("payload_why", "")])
     return table
 
 

@@ -34,7 +34,7 @@ from pydantic import TypeAdapter
 from raykd import payloads
 from raykd.engines import Answer
 from raykd.errors import StoreError
-from raykd.recipe import HiddenPayload, Payload, SampledPayload, TextPayload, TopKPayload
+from raykd.recipe import HiddenPayload, Payload, SampledPayload, TopKPayload
 from raykd.run import fingerprint
 
 FORMAT = 2

@@ -1,6 +1,11 @@
 """What the scripted engine answers in tests."""
 
+import os
+from pathlib import Path
+
 from conftest import word
+
+from raykd.errors import EngineDead
 
 
 def refuse(prompt: str, sample: int) -> str:
@@ -8,3 +13,36 @@ def refuse(prompt: str, sample: int) -> str:
     if prompt == f"{word(7)} =>":
         raise ValueError("too long")
     return prompt
+
+
+def numbered(prompt: str, sample: int) -> str:
+    """The prompt in capitals, and the sample's number."""
+    return f"{prompt.upper()} {sample}"
+
+
+def once(prompt: str) -> bool:
+    """Whether this is the first time for the file that the prompt ends in."""
+    try:
+        Path(prompt.split()[-1]).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def dies(prompt: str, sample: int) -> str:
+    """As numbered; the engine dies in the middle, once."""
+    if prompt.startswith(f"{word(150)} ") and once(prompt):
+        raise EngineDead("it died")
+    return numbered(prompt, sample)
+
+
+def dies_again(prompt: str, sample: int) -> str:
+    """The engine dies whenever it is asked."""
+    raise EngineDead("it died")
+
+
+def takes_its_actor_along(prompt: str, sample: int) -> str:
+    """As numbered; the process ends in the middle, once."""
+    if prompt.startswith(f"{word(150)} ") and once(prompt):
+        os._exit(1)
+    return numbered(prompt, sample)

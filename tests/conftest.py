@@ -17,6 +17,7 @@ os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
 os.environ.pop("RAY_ADDRESS", None)
 
 ROOT = Path(__file__).parents[1]
+os.environ["PYTHONPATH"] = str(ROOT / "tests")  # for functions that recipes of tests name
 LETTERS = "abcdefgh"
 T5 = {
     "d_model": 16,

@@ -6,6 +6,7 @@ import hashlib
 import math
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from ray.exceptions import RayError
+from ray.util.annotations import RayDeprecationWarning
 
 from raykd.cluster import resources
 from raykd.engines import Answer, Engine, Opening, Refusal, open_engine
@@ -86,23 +88,26 @@ def label(
         for piece in todo
     ]
     calls = _calls(opening, max(len(piece.rows) * len(piece.samples) for piece in todo))
-    stream = ray.data.from_arrow(blocks).map_batches(
-        _Labeller,
-        fn_constructor_args=(opening, store, prompts, actors.max_failures),
-        batch_size=None,  # a block is a piece
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(
-            min_size=min(max(1, least), len(todo)),
-            max_size=min(most, len(todo)),
-            max_tasks_in_flight_per_actor=calls + 1,
-            max_concurrent_calls_per_actor=calls,
-            enable_true_multi_threading=True,
-        ),
-        num_cpus=actors.resources.get("CPU", 0),
-        num_gpus=actors.resources.get("GPU", 0),
-        resources={k: v for k, v in actors.resources.items() if k not in ("CPU", "GPU")} or None,
-        ray_remote_args_fn=lambda: {"max_restarts": actors.max_failures, "max_task_retries": actors.max_failures},
-    )
+    with warnings.catch_warnings():  # Ray has no other way yet to bound the restarts of an actor
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        stream = ray.data.from_arrow(blocks).map_batches(
+            _Labeller,
+            fn_constructor_args=(opening, store, prompts, actors.max_failures),
+            batch_size=None,  # a block is a piece
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(
+                min_size=min(max(1, least), len(todo)),
+                max_size=min(most, len(todo)),
+                max_tasks_in_flight_per_actor=calls + 1,
+                max_concurrent_calls_per_actor=calls,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=actors.resources.get("CPU", 0),
+            num_gpus=actors.resources.get("GPU", 0),
+            resources={k: v for k, v in actors.resources.items() if k not in ("CPU", "GPU")} or None,
+            max_restarts=actors.max_failures,
+            max_task_retries=actors.max_failures,
+        )
     done = Done()
     try:
         for row in stream.iter_rows():
@@ -210,9 +215,10 @@ def _seed(seed: int, key: bytes) -> int:
 
 
 def _cause(error: BaseException) -> str:
-    """The last line of the innermost error, which is where Ray puts what happened."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+    """What raykd said of it in the actor, else the last line, which is where Ray puts what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    ours = [line.partition(": ")[2] for line in lines if line.startswith("raykd.errors.")]
+    return ours[-1] if ours else lines[-1]
 
 
 def share(actors: Actors, passes: int) -> int:
