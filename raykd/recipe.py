@@ -429,11 +429,7 @@ class Recipe(Section):
             raise ValueError("teacher.fine_tune needs data.gold")
         if self.data.gold is not None and not self.teacher.fine_tune:
             raise ValueError("data.gold does nothing without teacher.fine_tune")
-        if (
-            self.teacher.model.kind == "config"
-            and not self.teacher.fine_tune
-            and self.teacher.engine.kind != "scripted"
-        ):
+        if self.teacher.model.kind == "config" and not self.teacher.fine_tune:
             raise ValueError("a teacher of kind config has random weights: it needs teacher.fine_tune")
         if self.arms.distilled and self.method.kind == "distill":
             raise ValueError("arms.distilled does nothing: the method is distill already")

@@ -1,6 +1,7 @@
 """What the scripted engine answers in tests."""
 
 import os
+import time
 from pathlib import Path
 
 from conftest import word
@@ -46,3 +47,9 @@ def takes_its_actor_along(prompt: str, sample: int) -> str:
     if prompt.startswith(f"{word(150)} ") and once(prompt):
         os._exit(1)
     return numbered(prompt, sample)
+
+
+def placed(prompt: str, sample: int) -> str:
+    """The GPUs that Ray gave to this process, after a while."""
+    time.sleep(0.01)
+    return os.environ["CUDA_VISIBLE_DEVICES"]

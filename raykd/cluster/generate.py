@@ -93,7 +93,7 @@ def label(
         stream = ray.data.from_arrow(blocks).map_batches(
             _Labeller,
             fn_constructor_args=(opening, store, prompts, actors.max_failures),
-            batch_size=None,  # a block is a piece
+            batch_size=1,  # a row is a piece
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
                 min_size=min(max(1, least), len(todo)),

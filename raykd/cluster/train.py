@@ -9,8 +9,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch.distributed as dist
 from ray import train as ray_train
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from raykd.cluster import resources
 from raykd.errors import RaykdError, TrainingError
@@ -54,12 +55,15 @@ def fit(job: Job, cluster: Cluster, progress: Callable[[int, str], None]) -> dic
     there. Raises TrainingError, in one line.
     """
     workers = cluster.student
+    gpu = workers.resources.get("GPU", 0) > 0
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job},
+        # a cluster may count GPUs where torch has none, as tests of placement do
+        torch_config=TorchConfig(backend="nccl" if gpu and dist.is_nccl_available() else "gloo"),
         scaling_config=ray_train.ScalingConfig(
             num_workers=workers.workers,
-            use_gpu=workers.resources.get("GPU", 0) > 0,
+            use_gpu=gpu,
             resources_per_worker=dict(workers.resources),
         ),
         run_config=ray_train.RunConfig(
