@@ -40,19 +40,27 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is either whole or as it was, also after a power cut. Raises RunError."""
+def put(path: Path, data: bytes) -> None:
+    """Write a file so that it is either whole or as it was, also after a power cut. Raises OSError."""
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(part, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError as error:
+    except OSError:
         with suppress(OSError):
             part.unlink()
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """`put` of a text. Raises RunError, in one line."""
+    try:
+        put(path, text.encode())
+    except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror}") from None
 
 

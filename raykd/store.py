@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import secrets
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -35,7 +33,7 @@ from raykd import payloads
 from raykd.engines import Answer
 from raykd.errors import StoreError
 from raykd.recipe import HiddenPayload, Payload, SampledPayload, TopKPayload
-from raykd.run import fingerprint
+from raykd.run import fingerprint, put
 
 FORMAT = 2
 SHARD = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.parquet")
@@ -332,7 +330,7 @@ class Store:
         path = f"{self.root}/{name}"
         try:
             if isinstance(self.fs, LocalFileSystem):
-                _put_local(Path(path), data)
+                put(Path(path), data)
             else:
                 self.fs.pipe_file(path, data)  # object stores put a file whole
         except OSError as error:
@@ -473,17 +471,3 @@ def _damage(shard: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise StoreError(f"{shard}: damaged shard: {first}") from None
-
-
-def _put_local(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # nodes that share a folder share pids
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
