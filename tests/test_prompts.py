@@ -1,0 +1,40 @@
+"""What a model is given for an input."""
+
+import pytest
+
+from raykd import models, prompts
+from raykd.data import Example
+from raykd.errors import ModelError
+from raykd.recipe import Chat, Completion
+
+SHOTS = [Example("1", "a b", "A B"), Example("2", "{input} {x}", "C")]
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_a_template_fills_its_place_and_no_other_brace():
+    assert prompts.renderer("say {input} {other}")("{x}") == "say {x} {other}"
+
+
+def test_a_completion_shows_its_examples_first():
+    prompt = Completion(kind="completion", template="{input} =>")
+    assert prompts.renderer(prompt, SHOTS)("c") == "a b => A B\n\n{input} {x} => C\n\nc =>"
+    prompt = Completion(kind="completion", template="{input}", shot="Q: {prompt}\nA: {target}\n")
+    assert prompts.renderer(prompt, SHOTS[:1])("c") == "Q: a b\nA: A B\nQ: c"
+
+
+def test_a_chat_is_written_by_the_tokenizer(shared_tokenizer):
+    tokenizer = models.load_tokenizer(shared_tokenizer)
+    prompt = Chat(kind="chat", system="Be brief.", template="Say {input}")
+    with pytest.raises(ModelError, match="kind chat needs a tokenizer with a chat template"):
+        prompts.renderer(prompt, SHOTS, tokenizer)
+    tokenizer.chat_template, tokenizer.bos_token = TEMPLATE, "a"
+    rendered = prompts.renderer(prompt, SHOTS[:1], tokenizer)("c")
+    assert rendered == "a<system>Be brief.<user>Say a b<assistant>A B<user>Say c<assistant>"
+    assert not prompts.special_tokens(prompt) and prompts.special_tokens("{input}")
+
+
+def test_keys_are_those_of_the_rendered_prompt():
+    assert len(prompts.key("a")) == 16 and prompts.key("a") != prompts.key("b")
