@@ -34,7 +34,7 @@ def renderer(prompt: Prompt, shots: Sequence[Example] = (), tokenizer: Any = Non
         return chat
     before, between, after = _around(prompt.shot)
     shown = "".join(f"{before}{fill(shot.input)}{between}{shot.target}{after}" for shot in shots)
-    return lambda text: shown + before + fill(text)
+    return lambda text: shown + before + fill(text) + between.rstrip()  # the blank before a target is the target's
 
 
 def _around(shot: str) -> tuple[str, str, str]:
@@ -48,6 +48,7 @@ def special_tokens(prompt: Prompt) -> bool:
     return not isinstance(prompt, Chat)
 
 
-def key(prompt: str) -> bytes:
-    """The name of a rendered prompt in a store: 16 bytes of its SHA-256."""
-    return hashlib.sha256(prompt.encode("utf-8")).digest()[:16]
+def key(prompt: str, target: str | None = None) -> bytes:
+    """The name in a store of a rendered prompt, or of a prompt with the target that is read: 16 bytes of a SHA-256."""
+    text = prompt if target is None else f"{prompt}\0{target}"  # no text holds a NUL
+    return hashlib.sha256(text.encode("utf-8")).digest()[:16]

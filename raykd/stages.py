@@ -277,6 +277,7 @@ PROMPTS = pa.schema(
         ("input", pa.string()),
         ("key", pa.binary(16)),
         ("prompt", pa.string()),
+        ("target", pa.string()),  # where it is given, and only to be read
     ]
 )
 
@@ -307,29 +308,39 @@ class Labels:
         return labelled
 
 
-def label(run: Run, name: str, model: str, side: Teacher | Student, sources: Sequence[Path | list[Example]]) -> Labels:
+def label(
+    run: Run,
+    name: str,
+    model: str,
+    side: Teacher | Student,
+    sources: Sequence[Path | list[Example]],
+    score: bool = False,
+) -> Labels:
     """Ask a model for its answers to the inputs of every source, and keep them in the store.
 
     Only what the store does not hold is asked of the engine. A source is a file of examples, or a list. An input the
-    model refused is a bad row.
+    model refused is a bad row. With `score` the model writes nothing: it reads the targets of the examples, and what is
+    kept is their log-probabilities and payload.
     """
     folder = models.local(model)
     payload, why = _payload(run, side, folder)
+    n = 1 if score else side.sampling.n
+    sampled = {"sampling": side.sampling.model_dump(mode="json", exclude={"n"})}
     parts = {
         "model": models.content_hash(folder),
         "prompt": _prompt_parts(side),
         "engine": side.engine.kind,
-        "sampling": side.sampling.model_dump(mode="json", exclude={"n"}),
-        **({"seed": run.recipe.seed} if side.sampling.temperature else {}),
+        **({"scored": True} if score else sampled),
+        **({"seed": run.recipe.seed} if side.sampling.temperature and not score else {}),
     }
 
     def work(stage: Path) -> tuple[dict, dict]:
         from raykd.store import Store
 
         store = Store.open(str(run.stores), parts, payload, side.store if isinstance(side, Teacher) else None)
-        keys = _write_prompts(run, name, stage / "prompts.parquet", side, folder, sources)
-        todo, reused = _missing(store, keys, side.sampling.n)
-        stats = {"rows": len(keys), "samples": side.sampling.n, "reused_rows": reused, "engine": side.engine.kind}
+        keys = _write_prompts(run, name, stage / "prompts.parquet", side, folder, sources, score)
+        todo, reused = _missing(store, keys, n)
+        stats = {"rows": len(keys), "samples": n, "reused_rows": reused, "engine": side.engine.kind}
         stats |= {"model": str(folder), "payload": store.payload.model_dump(mode="json"), "payload_why": why}
         took, refused = _ask(run, name, str(folder), side, store, stage / "prompts.parquet", todo)
         store.close()
@@ -338,10 +349,13 @@ def label(run: Run, name: str, model: str, side: Teacher | Student, sources: Seq
             raise DataError(f"{name}: {bad[0]['reason']} ({len(bad)} such rows, {run.tolerated()} tolerated)")
         return {"store": store.path, "bad_rows": bad}, {**stats, **took, "failed_rows": len(bad)}
 
-    rows = [_digest(s) if isinstance(s, Path) else fingerprint([[e.id, e.input] for e in s]) for s in sources]
-    inputs = {**parts, "n": side.sampling.n, "payload": payload.model_dump(mode="json"), "rows": rows}
+    rows = [
+        _digest(s) if isinstance(s, Path) else fingerprint([[e.id, e.input, e.target if score else None] for e in s])
+        for s in sources
+    ]
+    inputs = {**parts, "n": n, "payload": payload.model_dump(mode="json"), "rows": rows}
     result = run.stage(name, "label", inputs, work)
-    return Labels(run.path / name / "prompts.parquet", result["store"], side.sampling.n)
+    return Labels(run.path / name / "prompts.parquet", result["store"], n)
 
 
 def _payload(run: Run, side: Teacher | Student, folder: Path) -> tuple[Payload, str]:
@@ -382,7 +396,13 @@ def _renderer(side: Teacher | Student, folder: str | Path) -> Callable[[str], st
 
 
 def _write_prompts(
-    run: Run, name: str, path: Path, side: Teacher | Student, folder: Path, sources: Sequence[Path | list[Example]]
+    run: Run,
+    name: str,
+    path: Path,
+    side: Teacher | Student,
+    folder: Path,
+    sources: Sequence[Path | list[Example]],
+    score: bool,
 ) -> np.ndarray:
     """Write every rendered prompt, in order; returns their keys, (N,) of 16 bytes."""
     render, keys = _renderer(side, folder), bytearray()
@@ -390,10 +410,10 @@ def _write_prompts(
     def rows() -> Iterator[tuple]:
         for number, source in enumerate(sources):
             for example in data.load(source) if isinstance(source, Path) else source:
-                prompt = render(example.input)
-                key = prompts.key(prompt)
+                prompt, target = render(example.input), example.target if score else None
+                key = prompts.key(prompt, target)
                 keys.extend(key)
-                yield number, example.id, example.input, key, prompt
+                yield number, example.id, example.input, key, prompt, target
 
     with run.screen.bar(f"{name}: prompts", None, "rows") as update:
         data.save(path, _counted(rows(), update), PROMPTS)

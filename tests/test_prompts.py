@@ -22,7 +22,7 @@ def test_a_completion_shows_its_examples_first():
     prompt = Completion(kind="completion", template="{input} =>")
     assert prompts.renderer(prompt, SHOTS)("c") == "a b => A B\n\n{input} {x} => C\n\nc =>"
     prompt = Completion(kind="completion", template="{input}", shot="Q: {prompt}\nA: {target}\n")
-    assert prompts.renderer(prompt, SHOTS[:1])("c") == "Q: a b\nA: A B\nQ: c"
+    assert prompts.renderer(prompt, SHOTS[:1])("c") == "Q: a b\nA: A B\nQ: c\nA:"
 
 
 def test_a_chat_is_written_by_the_tokenizer(shared_tokenizer):

@@ -72,7 +72,9 @@ def label(
     actors: Actors,
     landed: Callable[[Done], None],
 ) -> Done:
-    """Answer pieces of the parquet file `prompts` (key, prompt) and land the answers in the store.
+    """Answer pieces of the parquet file `prompts` (key, prompt, target) and land the answers in the store.
+
+    Where a target is given, it is read as the answer instead of one being written.
 
     `landed` is called with the sum so far as each shard lands. Raises EngineError where an engine cannot be opened or
     dies for good; shards that landed before stay.
@@ -138,9 +140,8 @@ class _Labeller:
         began = time.time()
         rows = np.asarray(block["rows"][0].values)
         samples = range(*block["samples"][0].as_py())
-        keys, prompts = _read(self.prompts, rows)
-        seeds = [_seed(self.opening.seed, key) for key in keys] if self.opening.sampling.seeded else None
-        answers = self._answers(prompts, samples, seeds)
+        keys, prompts, targets = _read(self.prompts, rows)
+        answers = self._answers(keys, prompts, targets, samples)
         good = [(k, a) for k, a in zip(keys, answers, strict=True) if not isinstance(a, Refusal)]
         refused = [(k, a.reason) for k, a in zip(keys, answers, strict=True) if isinstance(a, Refusal)]
         if good:
@@ -156,11 +157,17 @@ class _Labeller:
             }
         )
 
-    def _answers(self, prompts: list[str], samples: range, seeds: list[int] | None) -> list[list[Answer] | Refusal]:
+    def _answers(
+        self, keys: list[bytes], prompts: list[str], targets: list[str | None], samples: range
+    ) -> list[list[Answer] | Refusal]:
+        given = [target for target in targets if target is not None]
+        seeds = [_seed(self.opening.seed, key) for key in keys] if self.opening.sampling.seeded else None
         while True:
             engine = self.engine
             try:
-                return engine.generate(prompts, samples, seeds)
+                if not given:
+                    return engine.generate(prompts, samples, seeds)
+                return [a if isinstance(a, Refusal) else [a] for a in engine.score(prompts, given)]
             except EngineDead as error:
                 self._open_again(engine, error)
 
@@ -195,18 +202,18 @@ def _calls(opening: Opening, sequences: int) -> int:
     return min(MOST_CALLS, 1 + math.ceil(2 * batch / sequences))
 
 
-def _read(path: str, rows: np.ndarray) -> tuple[list[bytes], list[str]]:
-    """Keys and prompts of these rows; only their row groups are read."""
+def _read(path: str, rows: np.ndarray) -> tuple[list[bytes], list[str], list[str | None]]:
+    """Keys, prompts and targets of these rows; only their row groups are read."""
     with pq.ParquetFile(path) as file:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         ends = np.cumsum(sizes)
         groups = np.unique(np.searchsorted(ends, rows, side="right"))
-        found = file.read_row_groups(groups.tolist(), columns=["key", "prompt"])
+        found = file.read_row_groups(groups.tolist(), columns=["key", "prompt", "target"])
         starts = (ends - sizes)[groups]
         before = np.concatenate([[0], np.cumsum(np.asarray(sizes)[groups])[:-1]])
         at = np.searchsorted(groups, np.searchsorted(ends, rows, side="right"))
         found = found.take(rows - starts[at] + before[at])
-    return found["key"].to_pylist(), found["prompt"].to_pylist()
+    return found["key"].to_pylist(), found["prompt"].to_pylist(), found["target"].to_pylist()
 
 
 def _seed(seed: int, key: bytes) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from conftest import pairs
 
-from raykd import recipe, stages
+from raykd import models, recipe, stages
 from raykd.cluster.generate import _read, pieces
 from raykd.data import Example
 from raykd.errors import EngineError, StoreError
@@ -27,8 +28,9 @@ def examples(count: int) -> list[Example]:
     return [Example(p["id"], p["input"]) for p in pairs(count)]
 
 
-def labelled(folder: Path, model: Path, count: int, actors: dict | None = None, **teacher) -> tuple:
+def labelled(folder: Path, model: Path, count: int, actors: dict | None = None, score=False, **teacher) -> tuple:
     """A pass of its own run, all of which share their stores: its labels, and the manifest's stats."""
+    rows = [replace(e, target=e.input.upper()) for e in examples(count)]
     name = f"run-{len(list(folder.glob('runs/run-*')))}"
     tree = {
         "name": name,
@@ -54,7 +56,7 @@ def labelled(folder: Path, model: Path, count: int, actors: dict | None = None, 
     run = Run(recipe.load(file))
     run.connected = True  # to the Ray that all tests share
     with run:
-        labels = stages.label(run, "teacher/labels", str(model), run.recipe.teacher, [examples(count)])
+        labels = stages.label(run, "teacher/labels", str(model), run.recipe.teacher, [rows], score)
     return labels, json.loads((run.path / "teacher/labels/manifest.json").read_text())["stats"]
 
 
@@ -149,6 +151,34 @@ def test_a_refused_input_is_a_bad_row_and_the_rest_is_answered(tmp_path, tiny_mo
     assert listed == [{"file": "teacher/labels", "line": None, "reason": "row r7: too long"}]
 
 
+def test_given_targets_are_read_instead(tmp_path, tiny_models):
+    """What the teacher thinks of gold: its log-probabilities, those of the transformers model itself."""
+    import torch
+
+    labels, took = labelled(
+        tmp_path, tiny_models["llama"], 50, score=True, payload={"kind": "top_k", "k": 4}, sampling=SAMPLED
+    )
+    assert took["samples"] == 1 and took["output_tokens"] == 0 and took["new_rows"] == 50
+    assert [e.target for e in labels.examples()] == [e.input.upper() for e in examples(50)]
+    found = {}
+    for rows in Store(labels.store).answers(["text", "token_ids", "logprobs", "top_ids"]):
+        for text, ids, logprobs, top in zip(*(c.to_pylist() for c in rows.columns), strict=True):
+            found[text] = (ids, logprobs, top)
+    tokenizer = models.load_tokenizer(tiny_models["llama"])
+    model = models.load(recipe.Checkpoint(kind="checkpoint", path=str(tiny_models["llama"])), tokenizer).eval()
+    for example in examples(3):
+        ids, logprobs, top = found[example.input.upper()]
+        prompt = tokenizer(f"{example.input} =>").input_ids
+        with torch.no_grad():
+            all_TV = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        np.testing.assert_allclose(logprobs, all_TV.gather(1, torch.tensor(ids)[:, None])[:, 0], atol=1e-4)
+        assert top == all_TV.topk(4).indices.flatten().tolist()
+    _, again = labelled(
+        tmp_path, tiny_models["llama"], 60, score=True, payload={"kind": "top_k", "k": 4}, sampling=SAMPLED
+    )
+    assert (again["new_rows"], again["reused_rows"]) == (10, 50)
+
+
 def test_several_replicas_share_the_work(tmp_path, tiny_models):
     labels, took = labelled(
         tmp_path, tiny_models["llama"], 2000, {"replicas": [0, 3], "resources": {"CPU": 0.5}}, engine=SCRIPTED
@@ -169,8 +199,8 @@ def test_rows_are_read_from_their_row_groups_alone(tmp_path):
     from raykd import data, prompts
 
     texts = [f"prompt {i}" for i in range(5000)]
-    rows = ((0, str(i), text, prompts.key(text), text) for i, text in enumerate(texts))
+    rows = ((0, str(i), text, prompts.key(text), text, None) for i, text in enumerate(texts))
     data.save(tmp_path / "p.parquet", rows, stages.PROMPTS)
     for wanted in ([0], [4999], [1023, 1024, 3000], list(range(900, 2100, 7))):
-        keys, found = _read(str(tmp_path / "p.parquet"), np.array(wanted))
+        keys, found, _ = _read(str(tmp_path / "p.parquet"), np.array(wanted))
         assert found == [texts[i] for i in wanted] and keys == [prompts.key(t) for t in found]
