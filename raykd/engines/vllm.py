@@ -42,7 +42,8 @@ class VllmEngine:
         self.tokenizer = models.load_tokenizer(self.folder)
         self.prompt_tokens = self.output_tokens = 0
         self.heard = time.monotonic()  # when the engine's process last said anything
-        self.asked = 0
+        self.asked = 0  # and not answered yet
+        self.asked_ever = 0
         self.annotator = self._annotator()
         self.mark = uuid.uuid4().hex
         self.sweeper = sweeper(f"{MARK}={self.mark}")
@@ -135,6 +136,8 @@ class VllmEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         given = {"model": str(self.folder), "seed": self.opening.seed, "disable_log_stats": True, **self.arguments}
+        if given.get("tensor_parallel_size", 1) * given.get("pipeline_parallel_size", 1) == 1:
+            given.setdefault("distributed_executor_backend", "uni")  # on a CPU, vLLM adds a process that waits busily
         try:
             engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**given))
         except TypeError as error:
@@ -178,10 +181,12 @@ class VllmEngine:
 
     async def _one(self, ids: list[int], parameters: Any) -> Any:
         from vllm.exceptions import VLLMClientError
+        from vllm.inputs import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         try:
-            request = self.engine.generate({"prompt_token_ids": ids}, parameters, uuid.uuid4().hex)
+            self.asked_ever += 1
+            request = self.engine.generate(tokens_input(ids), parameters, str(self.asked_ever))
             (output,) = [output async for output in request]  # asked for the final one only
             return output
         except (EngineDeadError, EngineGenerateError) as error:
