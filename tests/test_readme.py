@@ -67,6 +67,7 @@ def test_job_submit_as_written(tmp_path):
         **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:28265",
+        "RAY_AUTH_MODE": "disabled",  # else the head wants a token that only its own user has
         "HF_TOKEN": "planted-51c0de",
     }
     start = "ray start --head --block --port=26379 --dashboard-port=28265 --dashboard-agent-listen-port=28266 "
