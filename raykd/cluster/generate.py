@@ -199,7 +199,7 @@ def _calls(opening: Opening, sequences: int) -> int:
     if not isinstance(opening.spec, VllmEngine):
         return 2  # one is worked on while another is read or written
     batch = opening.spec.arguments.get("max_num_seqs") or 256
-    return min(MOST_CALLS, 1 + math.ceil(2 * batch / sequences))
+    return min(MOST_CALLS, 2 + math.ceil(2 * batch / sequences))
 
 
 def _read(path: str, rows: np.ndarray) -> tuple[list[bytes], list[str], list[str | None]]:

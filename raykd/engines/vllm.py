@@ -136,8 +136,6 @@ class VllmEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         given = {"model": str(self.folder), "seed": self.opening.seed, "disable_log_stats": True, **self.arguments}
-        if given.get("tensor_parallel_size", 1) * given.get("pipeline_parallel_size", 1) == 1:
-            given.setdefault("distributed_executor_backend", "uni")  # on a CPU, vLLM adds a process that waits busily
         try:
             engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**given))
         except TypeError as error:
