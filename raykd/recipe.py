@@ -128,7 +128,11 @@ class Training(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_input_tokens: int = Field(default=512, ge=1, description="an input that is longer is a bad row")
     max_target_tokens: int = Field(default=128, ge=1, description="a target that is longer is a bad row")
-    loss: str = Field(default="cross_entropy", description="a name in raykd.losses.LOSSES, or module:function")
+    loss: str = Field(
+        default="cross_entropy",
+        pattern=r"^(cross_entropy|[\w.]+:\w+)$",
+        description="cross_entropy, or module:function (log-probabilities_NV, targets_N) -> values_N",
+    )
     evaluate_every: int = Field(default=200, ge=1, description="optimizer steps between dev losses and checkpoints")
     patience: int | None = Field(default=None, ge=1, description="evaluations without a better dev loss, then stop")
     holdout: float = Field(default=0.05, gt=0, lt=0.5, description="share of the rows held out where no dev is given")

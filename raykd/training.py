@@ -25,8 +25,7 @@ from transformers import get_scheduler
 
 from raykd import batches, models
 from raykd.errors import DataError, TrainingError
-from raykd.losses import LOSSES
-from raykd.losses.tokens import IGNORE
+from raykd.losses.tokens import IGNORE, Kind, TokenLoss, token_losses
 from raykd.recipe import Checkpoint, FromConfig, Training
 from raykd.run import replaced
 
@@ -139,21 +138,21 @@ def _step(parallel, state, rows, counted, device, tokenizer, causal) -> tuple[fl
     with torch.autocast(device.type, torch.bfloat16, enabled=state.job.training.precision == "bfloat16"):
         logits = _logits(parallel, tensors, labels, tokenizer.pad_token_id, causal)
     world = dist.get_world_size() if dist.is_initialized() else 1
-    terms = list(state.loss(logits, labels).values())
-    counts = torch.stack([t.denominator.to(torch.float64) for t in terms])
-    sums = torch.stack([t.sum.detach().to(torch.float64) for t in terms])
+    count = (labels != IGNORE).sum()
     if world > 1:
-        dist.all_reduce(counts)
-        dist.all_reduce(sums)
-    total = torch.stack([t.sum / c.clamp(min=1) for t, c in zip(terms, counts, strict=True)]).sum()
+        dist.all_reduce(count)
+    total = _loss(state.loss, logits, labels, count)
     state.optimizer.zero_grad(set_to_none=True)
     (total * world).backward()
-    loss = (sums / counts.clamp(min=1)).sum().item()
+    whole = total.detach().double()
+    if world > 1:
+        dist.all_reduce(whole)
+    loss = whole.item()
     if math.isfinite(loss):
         torch.nn.utils.clip_grad_norm_(parallel.parameters(), state.job.training.max_grad_norm)
         state.optimizer.step()
         state.schedule.step()
-    return loss, int(counts[0].item())
+    return loss, int(count.item())
 
 
 def _collate(pairs: list[Pair], tokenizer, causal: bool) -> dict[str, torch.Tensor]:
@@ -174,13 +173,13 @@ def _logits(model, tensors, labels, pad, causal) -> torch.Tensor:
 def _dev_loss(model, dev, job, device, tokenizer, causal, rank, world) -> float:
     """Mean loss per target token of the dev rows, over all workers."""
     model.eval()
-    loss = _loss(job.training.loss)
+    loss = _token_loss(job.training.loss)
     total = torch.zeros(2, dtype=torch.float64)
     for batch in batches.by_length([pair.size for pair in dev], job.training.batch_tokens)[rank::world]:
         tensors = {k: v.to(device) for k, v in _collate([dev[i] for i in batch], tokenizer, causal).items()}
         labels = tensors.pop("labels")
-        for term in loss(_logits(model, tensors, labels, tokenizer.pad_token_id, causal), labels).values():
-            total += torch.tensor([term.sum.item(), term.denominator.item()])
+        logits = _logits(model, tensors, labels, tokenizer.pad_token_id, causal)
+        total += torch.tensor([_loss(loss, logits, labels, 1).item(), (labels != IGNORE).sum().item()])
     if world > 1:
         total = total.to(device)
         dist.all_reduce(total)
@@ -192,7 +191,7 @@ class _State:
 
     def __init__(self, job: Job, model, pairs: list[Pair]):
         settings = job.training
-        self.job, self.model, self.loss = job, model, _loss(settings.loss)
+        self.job, self.model, self.loss = job, model, _token_loss(settings.loss)
         sides = model.config.is_encoder_decoder  # each is padded on its own
         self.lengths = np.array([[len(p.source), len(p.target)] if sides else [p.size] for p in pairs])
         self.epoch_steps = len(self._plan(0))
@@ -320,11 +319,17 @@ def _checkpoint(state: _State, report, rank: int, metrics: dict) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _loss(name: str) -> Callable:
+def _loss(loss: TokenLoss, logits_BTV: torch.Tensor, labels_BT: torch.Tensor, over: torch.Tensor | int) -> torch.Tensor:
+    """The sum over counted positions, divided by `over`."""
+    return token_losses([loss], logits_BTV.flatten(0, 1), labels_BT.flatten(), denominators={loss.name: over}).total
+
+
+def _token_loss(name: str) -> TokenLoss:
+    """A loss by its name, or a user's module:function (student_NV, at_N) -> values_N."""
     if ":" in name:
         module, function = name.split(":")
-        return getattr(importlib.import_module(module), function)
-    return LOSSES[name]
+        return TokenLoss(Kind(getattr(importlib.import_module(module), function), teacher=False, target=True))
+    return TokenLoss(name)
 
 
 def _pairs(job: Job, tokenizer, causal: bool) -> tuple[list[Pair], list[Pair], list[str]]:

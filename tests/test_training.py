@@ -10,6 +10,8 @@ from conftest import LLAMA, T5, pairs, write_rows
 
 from raykd import training
 from raykd.errors import DataError, TrainingError
+from raykd.losses import tokens
+from raykd.losses.tokens import Kind, TokenLoss
 from raykd.recipe import FromConfig, Training
 from raykd.training import Job
 
@@ -90,16 +92,14 @@ def test_the_best_model_is_the_one_that_is_kept(tmp_path, shared_tokenizer):
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_rows(tmp_path, shared_tokenizer, monkeypatch):
-    monkeypatch.setitem(training.LOSSES, "cross_entropy", nan_loss)
+    monkeypatch.setitem(tokens.LOSSES, "cross_entropy", Kind(nan_loss, teacher=False, target=True))
     with pytest.raises(TrainingError, match=r"the loss is nan at step 1; \d+ rows in the batch: r\d+"):
         training.train(job(tmp_path, shared_tokenizer), lambda m, f: None)
     assert not (tmp_path / "train" / "model").exists()
 
 
-def nan_loss(logits, labels):
-    from raykd.losses import Term
-
-    return {"nan": Term(logits.sum() * math.nan, (labels != -100).sum())}
+def nan_loss(student_NV, at_N):
+    return student_NV.sum(1) * math.nan
 
 
 def test_a_users_own_loss_is_used(tmp_path, shared_tokenizer):
@@ -124,7 +124,6 @@ def test_rows_that_are_too_long_are_bad_rows(tmp_path, shared_tokenizer):
 
 def test_the_loss_does_not_depend_on_padding(tmp_path, shared_tokenizer, tiny_models):
     from raykd import batches, models
-    from raykd.losses import LOSSES
     from raykd.recipe import Checkpoint
 
     tokenizer = models.load_tokenizer(shared_tokenizer)
@@ -136,7 +135,7 @@ def test_the_loss_does_not_depend_on_padding(tmp_path, shared_tokenizer, tiny_mo
             tensors = batches.collate([r[0] for r in rows], [r[1] for r in rows], tokenizer.pad_token_id, causal)
             labels = tensors.pop("labels")
             logits = training._logits(model, tensors, labels, tokenizer.pad_token_id, causal)
-            return LOSSES["cross_entropy"](logits, labels)["cross_entropy"].sum.item()
+            return training._loss(TokenLoss("cross_entropy"), logits, labels, 1).item()
 
         with torch.no_grad():
             assert total([short]) + total([long]) == pytest.approx(total([short, long]), rel=1e-9)

@@ -1,11 +1,11 @@
 """Losses: pure torch, and nothing of raykd.
 
-A loss is `loss(logits_BTV, labels_BT) -> {name: Term}`. A term is a sum and its denominator, so that the loop can
-divide once, by the denominator of the whole global step (all workers, all micro-batches).
+tokens       `token_losses`: any number of losses on target tokens from one chunked pass over the logits; LOSSES
+divergences  their formulas: log-probabilities of student and teacher in, one value per position out
+teachers     what is known of a teacher's distribution: all of it, its top-k, tokens drawn from it
+logits       logits as hidden states and an output layer, multiplied out a chunk at a time
+features     losses on hidden states and attention
+
+A term is a sum and its denominator, so that the loop can divide once, by the denominator of the whole global step
+(all workers, all micro-batches).
 """
-
-from raykd.losses.tokens import Term, cross_entropy
-
-LOSSES = {"cross_entropy": cross_entropy}
-
-__all__ = ["LOSSES", "Term"]

@@ -1,0 +1,110 @@
+"""The teacher's side of a token loss: what is known of its distribution, brought to events that both models share."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from raykd.losses.logits import HeadLogits, Logits, wide
+
+LEAST = -1e30  # log-probability of a token that both sides leave out: far from overflow, and its probability is 0
+TAIL = 1e-3  # the mass that tail="refuse" tolerates: half-precision log-probabilities round
+
+
+class TopK(NamedTuple):
+    """A teacher known by its most likely tokens: ids_NK, different within a position, and logprobs_NK.
+
+    tail says what becomes of the rest of its probability: one event more, for student and teacher alike (bucket);
+    nothing, the teacher being renormalised over its k (renormalise); or an error where it is over a thousandth
+    (refuse). Nothing is ever filled with zeros. target_logprobs_N, the teacher's for the labels, let losses that need
+    the target work where it is not among the ids. Log-probabilities are at temperature 1; another is applied to the
+    events.
+    """
+
+    ids: torch.Tensor
+    logprobs: torch.Tensor
+    tail: str = "bucket"
+    target_logprobs: torch.Tensor | None = None
+
+    def pick(self, rows_K: torch.Tensor) -> TopK:
+        target = None if self.target_logprobs is None else self.target_logprobs[rows_K]
+        return TopK(self.ids[rows_K], self.logprobs[rows_K], self.tail, target)
+
+
+class Sampled(NamedTuple):
+    """A teacher known by tokens drawn from it: ids_ND and how often each was drawn, counts_ND; a count of 0 pads."""
+
+    ids: torch.Tensor
+    counts: torch.Tensor
+
+    def pick(self, rows_K: torch.Tensor) -> Sampled:
+        return Sampled(self.ids[rows_K], self.counts[rows_K])
+
+
+Side = Logits | HeadLogits | TopK | Sampled
+Events = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # student_NE, teacher_NE, at_N
+
+
+def dense(
+    logits_NV: torch.Tensor, teacher_NV: torch.Tensor, labels_N: torch.Tensor, temperature: float, cut: bool
+) -> Events:
+    """Every token is an event. `cut` leaves out, row by row, tokens to which the teacher gives no probability."""
+    nowhere = teacher_NV == -math.inf if cut else None
+    if nowhere is not None:
+        logits_NV = logits_NV.masked_fill(nowhere, -math.inf)
+    student = _tempered(logits_NV, temperature).log_softmax(1)
+    teacher = _tempered(teacher_NV, temperature).log_softmax(1)
+    if nowhere is not None:
+        student, teacher = student.masked_fill(nowhere, LEAST), teacher.masked_fill(nowhere, LEAST)
+    return student, teacher, labels_N
+
+
+def top_k(
+    logits_NV: torch.Tensor, known: TopK, labels_N: torch.Tensor, temperature: float, target: bool
+) -> Events:
+    """The teacher's k tokens are events, and the rest together is one; `target` makes the label one of the k."""
+    ids, teacher = known.ids.long(), wide(known.logprobs).to(logits_NV.dtype)
+    at = ids == labels_N[:, None]
+    if target:
+        missing = ~at.any(1)
+        if known.target_logprobs is None and missing.any():
+            raise ValueError(
+                f"{int(missing.sum())} of {len(ids)} targets are not among the teacher's top {ids.shape[1]}: "
+                "give target_logprobs, or a loss that needs no target"
+            )
+        if known.target_logprobs is not None:
+            mine = torch.where(missing, labels_N, ids[:, -1])[:, None]
+            its = torch.where(missing, known.target_logprobs.to(teacher.dtype), teacher[:, -1])[:, None]
+            ids, teacher = torch.cat([ids[:, :-1], mine], 1), torch.cat([teacher[:, :-1], its], 1)
+            at = ids == labels_N[:, None]
+    held = teacher.logsumexp(1, keepdim=True)
+    tail = torch.log1p(-held.exp().clamp(max=1))
+    if known.tail == "refuse" and (tail > math.log(TAIL)).any():
+        raise ValueError(f"up to {tail.exp().max().item():.3g} of the teacher's probability is outside its top-k")
+    if known.tail != "bucket":
+        teacher, tail = teacher - held, torch.full_like(held, -math.inf)
+    else:
+        teacher = teacher - held.clamp(min=0)  # rounding of half precision can make the k more than everything
+    student, rest = logits_NV.gather(1, ids), logits_NV.scatter(1, ids, -math.inf).logsumexp(1, keepdim=True)
+    student, teacher = torch.cat([student, rest], 1), torch.cat([teacher, tail], 1)
+    if ids.shape[1] == logits_NV.shape[1]:  # nothing is left outside
+        student, teacher = student[:, :-1], teacher[:, :-1]
+    return _tempered(student, temperature).log_softmax(1), _tempered(teacher, temperature).log_softmax(1), at.int().argmax(1)
+
+
+def sampled(logits_NV: torch.Tensor, known: Sampled, labels_N: torch.Tensor) -> Events:
+    """The tokens drawn are events, with their shares of the draws as the teacher's probabilities."""
+    counts = known.counts.to(logits_NV.dtype)
+    shares = counts / counts.sum(1, keepdim=True)
+    return gathered(logits_NV, known.ids), shares.log(), labels_N
+
+
+def gathered(logits_NV: torch.Tensor, ids_NE: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of some tokens."""
+    return logits_NV.gather(1, ids_NE.long()) - logits_NV.logsumexp(1, keepdim=True)
+
+
+def _tempered(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    return logits if temperature == 1 else logits / temperature
