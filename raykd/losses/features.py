@@ -102,7 +102,7 @@ def relations(
     causal: bool = False,
     form: Literal["kl", "rmse"] = "kl",
 ) -> Term:
-    """How positions relate to each other within a head: R_LL = X X^T / sqrt(d), made alike (MiniLMv2, Wang et al. 2021).
+    """How positions relate within a head, R_LL = X X^T / sqrt(d), made alike (MiniLMv2, Wang et al. 2021).
 
     Of keys, queries or values (B, heads, L, d) this is the attention relation, of hidden states (B, 1, L, D) the hidden
     relation. The student's heads are cut anew to the teacher's number; widths may differ. Only pairs of positions of
@@ -141,7 +141,9 @@ def _standard(features_ND: torch.Tensor, epsilon: float) -> torch.Tensor:
     """Each feature with mean 0 and variance 1 over the tokens; a constant one is 0."""
     variance_D = features_ND.var(0) + epsilon
     constant_D = variance_D == 0
-    return (features_ND - features_ND.mean(0)) * torch.where(constant_D, 1, variance_D).rsqrt().masked_fill(constant_D, 0)
+    return (features_ND - features_ND.mean(0)) * torch.where(constant_D, 1, variance_D).rsqrt().masked_fill(
+        constant_D, 0
+    )
 
 
 def _over_tokens(values_N: torch.Tensor, weights_N: torch.Tensor | None) -> Term:
@@ -152,5 +154,7 @@ def _over_tokens(values_N: torch.Tensor, weights_N: torch.Tensor | None) -> Term
 def _same(student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Both in float32 or wider, the teacher without gradient. Raises ValueError for different shapes."""
     if student.shape != teacher.shape:
-        raise ValueError(f"student's features {tuple(student.shape)} and teacher's {tuple(teacher.shape)} differ in shape")
+        raise ValueError(
+            f"student's features {tuple(student.shape)} and teacher's {tuple(teacher.shape)} differ in shape"
+        )
     return wide(student), wide(teacher.detach())

@@ -61,9 +61,7 @@ def dense(
     return student, teacher, labels_N
 
 
-def top_k(
-    logits_NV: torch.Tensor, known: TopK, labels_N: torch.Tensor, temperature: float, target: bool
-) -> Events:
+def top_k(logits_NV: torch.Tensor, known: TopK, labels_N: torch.Tensor, temperature: float, target: bool) -> Events:
     """The teacher's k tokens are events, and the rest together is one; `target` makes the label one of the k."""
     ids, teacher = known.ids.long(), wide(known.logprobs).to(logits_NV.dtype)
     at = ids == labels_N[:, None]
@@ -91,7 +89,11 @@ def top_k(
     student, teacher = torch.cat([student, rest], 1), torch.cat([teacher, tail], 1)
     if ids.shape[1] == logits_NV.shape[1]:  # nothing is left outside
         student, teacher = student[:, :-1], teacher[:, :-1]
-    return _tempered(student, temperature).log_softmax(1), _tempered(teacher, temperature).log_softmax(1), at.int().argmax(1)
+    return (
+        _tempered(student, temperature).log_softmax(1),
+        _tempered(teacher, temperature).log_softmax(1),
+        at.int().argmax(1),
+    )
 
 
 def sampled(logits_NV: torch.Tensor, known: Sampled, labels_N: torch.Tensor) -> Events:

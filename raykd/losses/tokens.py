@@ -224,7 +224,12 @@ class _Chunks(torch.autograd.Function):
 
 
 def _values(
-    losses: Sequence[TokenLoss], teacher: Side | None, labels_K: torch.Tensor, cut: bool, logits: torch.Tensor, rows: slice
+    losses: Sequence[TokenLoss],
+    teacher: Side | None,
+    labels_K: torch.Tensor,
+    cut: bool,
+    logits: torch.Tensor,
+    rows: slice,
 ) -> dict[str, torch.Tensor]:
     """Values by name of the positions of one chunk; the names of terms are among them."""
     labels = labels_K[rows]

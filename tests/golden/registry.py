@@ -283,7 +283,9 @@ def _distillkit(kind, inputs, params):
 
 def _layers(loss, inputs, params):
     kept = inputs["mask"].bool()
-    pairs = [(inputs[f"student_hidden_{i}"][kept], inputs[f"teacher_hidden_{i}"][kept]) for i in range(params["layers"])]
+    pairs = [
+        (inputs[f"student_hidden_{i}"][kept], inputs[f"teacher_hidden_{i}"][kept]) for i in range(params["layers"])
+    ]
     return sum(_mean_of(loss(*pair)) for pair in pairs) / len(pairs)
 
 

@@ -161,7 +161,10 @@ def test_neither_a_constant_nor_padding_changes_it(kind):
     assert shifted.item() == pytest.approx(expected.item(), rel=1e-9)
     padded = [torch.cat([x, torch.full_like(x[:4], fill)]) for x, fill in ((student, math.nan), (teacher, math.inf))]
     found = total(kind, padded[0], torch.cat([labels, labels.new_full((4,), IGNORE)]), padded[1])
-    assert found.total.item() == pytest.approx(expected.item(), rel=1e-12) and (list(found.values.values())[0][6:] == 0).all()
+    assert (
+        found.total.item() == pytest.approx(expected.item(), rel=1e-12)
+        and (list(found.values.values())[0][6:] == 0).all()
+    )
     assert torch.allclose(torch.autograd.grad(found.total, student)[0], gradient)
 
 
@@ -194,7 +197,9 @@ def test_reverse_types_refuse_impossible_tokens_or_cut_them(kind):
     teacher[:, 3:6] = -math.inf
     labels = labels.clamp(max=2)
     options = {"reverse": True} if kind == "atkd" else {}
-    with pytest.raises(ValueError, match=r"is infinite where the teacher gives a token no probability \(position 0, and"):
+    with pytest.raises(
+        ValueError, match=r"is infinite where the teacher gives a token no probability \(position 0, and"
+    ):
         total(kind, student, labels, teacher, options)
     found = total(kind, student, labels, teacher, options, cut_infinite=True)
     kept = [0, 1, 2, 6, 7, 8]
@@ -232,7 +237,9 @@ def test_gradients_are_those_of_the_value(kind):
 
 def test_adaptive_kl_has_the_gradient_of_its_parts_at_fixed_weights():
     student, teacher, labels = sides(1)
-    forward, reverse, both = (total(kind, student, labels, teacher).total for kind in ("forward_kl", "reverse_kl", "adaptive_kl"))
+    forward, reverse, both = (
+        total(kind, student, labels, teacher).total for kind in ("forward_kl", "reverse_kl", "adaptive_kl")
+    )
     share = ((both - reverse) / (forward - reverse)).detach()
     got, *parts = (torch.autograd.grad(x, student)[0] for x in (both, forward, reverse))
     assert torch.allclose(got, share * parts[0] + (1 - share) * parts[1], atol=1e-12)
@@ -283,7 +290,14 @@ def test_weights_and_denominators():
     found = total("forward_kl", student, labels, teacher, weights_N=weights)
     assert found.total.item() == pytest.approx(((values * weights).sum() / 7.5).item())
     split = [
-        total("forward_kl", student[half], labels[half], teacher[half], weights_N=weights[half], denominators={"forward_kl": 7.5})
+        total(
+            "forward_kl",
+            student[half],
+            labels[half],
+            teacher[half],
+            weights_N=weights[half],
+            denominators={"forward_kl": 7.5},
+        )
         for half in (slice(0, 2), slice(2, 6))
     ]
     assert sum(part.total for part in split).item() == pytest.approx(found.total.item())
