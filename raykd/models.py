@@ -146,6 +146,32 @@ def is_encoder_decoder(spec: Checkpoint | FromConfig) -> bool:
     return bool(AutoConfig.for_model(spec.model_type).is_encoder_decoder)
 
 
+PROBES = (
+    "The quick brown fox, aged 42.5, can't jump over 13 lazy dogs!",
+    "def f(x):\n\treturn x['a'] ** 2  # 3 spaces",
+    "naïve façade — “Straße” žluťoučký kůň Ελληνικά русский עברית العربية हिन्दी 日本語 中文 한국어 🙂👩‍🚀",
+    "https://example.org/a_b?c=%20&d=1e-5 <b>tag</b> \\alpha_{ij} $5,000 100% A.B.C.",
+    "  leading, double  and trailing spaces  ",
+)
+
+
+def shared_columns(student: Any, teacher: Any) -> int:
+    """How many token ids mean the same to both tokenizers: logits beyond are padding, or tokens of one alone; cut them.
+
+    Widths prove nothing: models pad their vocabularies, and two tokenizers can be as wide by chance. So both encode
+    the same texts: PROBES, and what a sample of each one's own tokens stands for. Raises ModelError with the first
+    text that they encode differently.
+    """
+    columns = min(len(student), len(teacher))
+    sample = range(0, columns, max(1, columns // 1000))
+    for text in (*PROBES, *(t.decode([i]) for t in (student, teacher) for i in sample)):
+        one, other = (t(text, add_special_tokens=False).input_ids for t in (student, teacher))
+        if one != other:
+            shown = f"{text[:40]!r} is {one[:6]} to the student's and {other[:6]} to the teacher's"
+            raise ModelError(f"the tokenizers differ, so token-level losses have no meaning: {shown}")
+    return columns
+
+
 def encode_inputs(tokenizer: Any, texts: list[str], encoder: bool, special_tokens: bool = True) -> list[list[int]]:
     """Token ids of prompts: one end token for an encoder, none before a causal model's continuation.
 
