@@ -98,7 +98,9 @@ def _cause(job: Job, error: ray_train.TrainingFailedError) -> str:
 def _watch(job: Job, progress: Callable[[int, str], None], ended: threading.Event) -> None:
     """Follow a training's log, which is where all its numbers are anyway."""
     log, offset, last = Path(job.folder) / "log.jsonl", 0, {}
-    while not ended.wait(POLL):
+    over = False
+    while not over:
+        over = ended.wait(POLL)  # once more after the end, for the last lines
         if not log.exists() or log.stat().st_size < offset:
             offset = 0
             continue

@@ -1,8 +1,9 @@
 """Divergences between two distributions over the same events, one value per position.
 
 Every function takes log-probabilities student_NE and teacher_NE over E events (the vocabulary, or the teacher's
-top-k and a bucket for the rest) and returns values_N in nats, in their type. Gradients go to the student through
-autograd; teacher_NE is expected without one. `at_N` is the event of the target.
+top-k and a bucket for the rest) and returns values_N in nats, in their type. `at_N` is the event of the target. The
+gradient goes to the student alone. Where its form is short it is written down beside the value (`_known`): autograd
+would keep three times the memory.
 
 Where the teacher's probability is 0 (log-probability -inf), forward-type divergences are finite; reverse-type ones
 (reverse KL, its weighted sums, adaptive KL, the reverse setting of ATKD) are +inf there by their definition.
@@ -26,23 +27,30 @@ def soft_cross_entropy(student_NE: torch.Tensor, teacher_NE: torch.Tensor) -> to
     Over events that the teacher drew, with their shares as T, its expectation is the one over the whole vocabulary:
     random-sampling KD (Anshumann et al. 2025, arXiv 2503.16870, section 3.2).
     """
-    return -(teacher_NE.exp() * student_NE).sum(1)
+    with torch.no_grad():
+        gradient = teacher_NE.exp().neg_()
+        return _known(student_NE, (gradient * student_NE).sum(1), gradient)
 
 
 def entropy(teacher_NE: torch.Tensor) -> torch.Tensor:
     """-sum T log T."""
-    return soft_cross_entropy(_finite(teacher_NE), teacher_NE)
+    return -(teacher_NE.exp() * _finite(teacher_NE)).sum(1)
 
 
 def forward_kl(student_NE: torch.Tensor, teacher_NE: torch.Tensor) -> torch.Tensor:
     """KL(T || S) = sum T (log T - log S): word-level distillation (Hinton et al. 2015; Kim and Rush 2016)."""
-    teacher_NE = _finite(teacher_NE)
-    return (teacher_NE.exp() * (teacher_NE - student_NE)).sum(1)
+    with torch.no_grad():
+        t = teacher_NE.exp()
+        values = _finite(teacher_NE).sub_(student_NE).mul_(t).sum(1)
+        return _known(student_NE, values, t.neg_())
 
 
 def reverse_kl(student_NE: torch.Tensor, teacher_NE: torch.Tensor) -> torch.Tensor:
     """KL(S || T) = sum S (log S - log T) (MiniLLM, Gu et al. 2024, equation 2)."""
-    return (student_NE.exp() * (student_NE - teacher_NE)).sum(1)
+    with torch.no_grad():
+        s, apart = student_NE.exp(), student_NE - teacher_NE
+        values = (s * apart).sum(1)
+        return _known(student_NE, values, apart.add_(1).mul_(s))
 
 
 def jsd(student_NE: torch.Tensor, teacher_NE: torch.Tensor, beta: float = 0.5) -> torch.Tensor:
@@ -52,18 +60,35 @@ def jsd(student_NE: torch.Tensor, teacher_NE: torch.Tensor, beta: float = 0.5) -
     """
     if beta in (0, 1):
         return (reverse_kl if beta else forward_kl)(student_NE, teacher_NE)
-    mixed_NE = _mixture(teacher_NE, beta, student_NE)
-    return beta * forward_kl(mixed_NE, teacher_NE) + (1 - beta) * forward_kl(mixed_NE, student_NE)
+    with torch.no_grad():
+        s, t = student_NE.exp(), teacher_NE.exp()
+        log_m = _log(torch.lerp(s, t, beta))
+        forward = _finite(teacher_NE).sub_(log_m).mul_(t).sum(1)
+        apart = torch.sub(student_NE, log_m, out=log_m).mul_(s)
+        return _known(student_NE, beta * forward + (1 - beta) * apart.sum(1), apart.mul_(1 - beta))
 
 
 def skewed_forward_kl(student_NE: torch.Tensor, teacher_NE: torch.Tensor, alpha: float = 0.1) -> torch.Tensor:
     """KL(T || alpha T + (1 - alpha) S) (DistiLLM, Ko et al. 2024, section 3.1)."""
-    return forward_kl(_mixture(teacher_NE, alpha, student_NE), teacher_NE)
+    if alpha == 0:
+        return forward_kl(student_NE, teacher_NE)
+    with torch.no_grad():
+        s, t = student_NE.exp(), teacher_NE.exp()
+        log_m = _log(torch.lerp(s, t, alpha))
+        values = _finite(teacher_NE).sub_(log_m).mul_(t).sum(1)
+        return _known(student_NE, values, s.mul_(t).div_(log_m.exp_()).mul_(alpha - 1))
 
 
 def skewed_reverse_kl(student_NE: torch.Tensor, teacher_NE: torch.Tensor, alpha: float = 0.1) -> torch.Tensor:
     """KL(S || (1 - alpha) T + alpha S) (DistiLLM, Ko et al. 2024, section 3.1)."""
-    return forward_kl(_mixture(teacher_NE, 1 - alpha, student_NE), student_NE)
+    if alpha == 0:
+        return reverse_kl(student_NE, teacher_NE)
+    with torch.no_grad():
+        s = student_NE.exp()
+        log_m = _log(torch.lerp(teacher_NE.exp(), s, alpha))
+        apart = student_NE - log_m
+        values = (apart * s).sum(1)
+        return _known(student_NE, values, apart.add_(1).sub_(alpha * s / log_m.exp_()).mul_(s))
 
 
 def weighted_kl(student_NE: torch.Tensor, teacher_NE: torch.Tensor, forward: float = 0.9) -> torch.Tensor:
@@ -78,7 +103,10 @@ def symmetric_kl(student_NE: torch.Tensor, teacher_NE: torch.Tensor) -> torch.Te
 
 def total_variation(student_NE: torch.Tensor, teacher_NE: torch.Tensor) -> torch.Tensor:
     """Half of sum |T - S|, between 0 and 1 (f-DISTILL, Wen et al. 2023, section 3)."""
-    return 0.5 * (teacher_NE.exp() - student_NE.exp()).abs().sum(1)
+    with torch.no_grad():
+        s = student_NE.exp()
+        apart = s - teacher_NE.exp()
+        return _known(student_NE, 0.5 * apart.abs().sum(1), apart.sign_().mul_(s).mul_(0.5))
 
 
 def adaptive_kl(
@@ -134,9 +162,9 @@ def target_parts(
     """
     at_N1 = at_N[:, None]
     q_rest, p_rest = rest(q_NE, at_N1), rest(p_NE, at_N1)
-    target = forward_kl(torch.cat([q_NE.gather(1, at_N1), q_rest], 1), torch.cat([p_NE.gather(1, at_N1), p_rest], 1))
+    target = _kl(torch.cat([p_NE.gather(1, at_N1), p_rest], 1), torch.cat([q_NE.gather(1, at_N1), q_rest], 1))
     others = (_finite(p_NE) - _finite(p_rest)).scatter(1, at_N1, -math.inf)
-    diversity = forward_kl((q_NE - _finite(q_rest)).scatter(1, at_N1, 0.0), others)
+    diversity = _kl(others, (q_NE - _finite(q_rest)).scatter(1, at_N1, 0.0))
     p_rest = p_rest.squeeze(1)
     return target, torch.where(p_rest > -math.inf, diversity, 0.0), p_rest.exp()
 
@@ -185,13 +213,6 @@ def easy_tokens(uncertainty_N: torch.Tensor, hard_share: float = 0.5) -> torch.T
     return uncertainty_N < uncertainty_N.kthvalue(at + 1).values
 
 
-def _mixture(one_NE: torch.Tensor, share: float, other_NE: torch.Tensor) -> torch.Tensor:
-    """log(share x one + (1 - share) x other)."""
-    if share in (0, 1):
-        return one_NE if share else other_NE
-    return torch.logaddexp(one_NE + math.log(share), other_NE + math.log1p(-share))
-
-
 def rest(logprobs_NE: torch.Tensor, at_N1: torch.Tensor) -> torch.Tensor:
     """log(1 - P(at)) as (N, 1), by summing the others."""
     return logprobs_NE.scatter(1, at_N1, -math.inf).logsumexp(1, keepdim=True)
@@ -200,3 +221,32 @@ def rest(logprobs_NE: torch.Tensor, at_N1: torch.Tensor) -> torch.Tensor:
 def _finite(logprobs: torch.Tensor) -> torch.Tensor:
     """-inf as the least finite number, so that a probability of 0 times it is 0."""
     return logprobs.clamp(min=torch.finfo(logprobs.dtype).min)
+
+
+def _kl(p_NE: torch.Tensor, q_NE: torch.Tensor) -> torch.Tensor:
+    """KL(P || Q), with autograd's gradient for both."""
+    p_NE = _finite(p_NE)
+    return (p_NE.exp() * (p_NE - q_NE)).sum(1)
+
+
+def _log(mixed_NE: torch.Tensor) -> torch.Tensor:
+    """Logarithm, in place, of a mixture: finite where it underflows, and there both of its parts weigh nothing."""
+    return mixed_NE.clamp_(min=torch.finfo(mixed_NE.dtype).tiny).log_()
+
+
+class _Known(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, student_NE, values_N, gradient_NE):
+        ctx.save_for_backward(gradient_NE)
+        return values_N
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream_N):
+        return ctx.saved_tensors[0] * upstream_N[:, None], None, None
+
+
+def _known(student_NE: torch.Tensor, values_N: torch.Tensor, gradient_NE: torch.Tensor) -> torch.Tensor:
+    """The values, with this gradient with respect to the student's log-probabilities."""
+    with torch.enable_grad():
+        return _Known.apply(student_NE, values_N, gradient_NE) if student_NE.requires_grad else values_N

@@ -63,7 +63,7 @@ def dense(
 
 def top_k(logits_NV: torch.Tensor, known: TopK, labels_N: torch.Tensor, temperature: float, target: bool) -> Events:
     """The teacher's k tokens are events, and the rest together is one; `target` makes the label one of the k."""
-    ids, teacher = known.ids.long(), wide(known.logprobs).to(logits_NV.dtype)
+    ids, teacher = known.ids.long(), wide(known.logprobs.detach()).to(logits_NV.dtype)
     at = ids == labels_N[:, None]
     if target:
         missing = ~at.any(1)
@@ -85,10 +85,10 @@ def top_k(logits_NV: torch.Tensor, known: TopK, labels_N: torch.Tensor, temperat
         teacher, tail = teacher - held, torch.full_like(held, -math.inf)
     else:
         teacher = teacher - held.clamp(min=0)  # rounding of half precision can make the k more than everything
-    student, rest = logits_NV.gather(1, ids), logits_NV.scatter(1, ids, -math.inf).logsumexp(1, keepdim=True)
-    student, teacher = torch.cat([student, rest], 1), torch.cat([teacher, tail], 1)
     if ids.shape[1] == logits_NV.shape[1]:  # nothing is left outside
-        student, teacher = student[:, :-1], teacher[:, :-1]
+        student = logits_NV.gather(1, ids)
+    else:
+        student, teacher = _TopAndRest.apply(logits_NV, ids), torch.cat([teacher, tail], 1)
     return (
         _tempered(student, temperature).log_softmax(1),
         _tempered(teacher, temperature).log_softmax(1),
@@ -105,7 +105,42 @@ def sampled(logits_NV: torch.Tensor, known: Sampled, labels_N: torch.Tensor) -> 
 
 def gathered(logits_NV: torch.Tensor, ids_NE: torch.Tensor) -> torch.Tensor:
     """Log-probabilities of some tokens."""
-    return logits_NV.gather(1, ids_NE.long()) - logits_NV.logsumexp(1, keepdim=True)
+    return _Gathered.apply(logits_NV, ids_NE.long())
+
+
+class _Gathered(torch.autograd.Function):
+    """Some columns of the log-softmax; one tensor of the logits' size in the backward pass, none in the forward."""
+
+    @staticmethod
+    def forward(ctx, logits_NV, ids_NE):
+        lse_N1 = logits_NV.logsumexp(1, keepdim=True)
+        ctx.save_for_backward(logits_NV, ids_NE, lse_N1)
+        return logits_NV.gather(1, ids_NE) - lse_N1
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream_NE):
+        logits_NV, ids_NE, lse_N1 = ctx.saved_tensors
+        gradient = (logits_NV - lse_N1).exp_().mul_(-upstream_NE.sum(1, keepdim=True))
+        return gradient.scatter_add_(1, ids_NE, upstream_NE), None
+
+
+class _TopAndRest(torch.autograd.Function):
+    """(N, K + 1): some columns of the logits, different within a row, and the log-sum-exp of all others."""
+
+    @staticmethod
+    def forward(ctx, logits_NV, ids_NK):
+        others_NV = logits_NV.scatter(1, ids_NK, -math.inf)
+        rest_N1 = others_NV.logsumexp(1, keepdim=True)
+        ctx.save_for_backward(others_NV, ids_NK, rest_N1)
+        return torch.cat([logits_NV.gather(1, ids_NK), rest_N1], 1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream_NE):
+        others_NV, ids_NK, rest_N1 = ctx.saved_tensors
+        gradient = (others_NV - rest_N1).exp_().mul_(upstream_NE[:, -1:])
+        return gradient.scatter_(1, ids_NK, upstream_NE[:, :-1]), None
 
 
 def _tempered(logits: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -19,7 +19,7 @@ from raykd.losses.logits import HeadLogits, Logits, wide
 from raykd.losses.teachers import Sampled, Side, TopK
 
 IGNORE = -100
-CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**28}  # of one tensor of logits
+CHUNK_BYTES = {"cpu": 3 * 2**24, "cuda": 2**28}  # of one tensor of logits; glibc keeps freed ones up to 2**25
 
 
 class Term(NamedTuple):
@@ -295,7 +295,7 @@ def _side(given: Any) -> Any:
 
 
 def _chunk_rows(logits: Logits | HeadLogits) -> int:
-    return max(16, CHUNK_BYTES.get(logits.tensors()[0].device.type, 2**25) // (4 * logits.columns))
+    return max(16, CHUNK_BYTES.get(logits.tensors()[0].device.type, CHUNK_BYTES["cpu"]) // (4 * logits.columns))
 
 
 def _check(losses: Sequence[TokenLoss], student: Any, teacher: Any, labels_K: torch.Tensor) -> None:

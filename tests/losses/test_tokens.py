@@ -2,12 +2,14 @@
 
 import inspect
 import math
+import re
+from pathlib import Path
 
 import naive
 import pytest
 import torch
 
-from raykd.losses import divergences
+from raykd.losses import divergences, features
 from raykd.losses.logits import HeadLogits
 from raykd.losses.teachers import Sampled, TopK
 from raykd.losses.tokens import (
@@ -450,7 +452,22 @@ def test_what_does_not_go_together_is_refused(losses, teacher, more, message):
         token_losses(losses, student, labels, known.get(teacher), **more)
 
 
-def test_every_option_is_documented_and_every_loss_has_a_reference():
+def test_every_loss_has_a_reference_a_docstring_and_a_line_on_its_page():
+    page = (Path(__file__).parents[2] / "docs" / "losses.md").read_text()
     assert set(LOSSES) == {*naive.VALUES, "atkd"}
-    for kind in LOSSES.values():
+    for name, kind in LOSSES.items():
         assert inspect.getdoc(kind.values)
+        (line,) = [line for line in page.splitlines() if re.match(rf"\| `{name}(\(|`)", line)]
+        assert re.split(r"(?<!\\)\|", line)[3].strip() == ("yes" if kind.squared else "no")
+    for name in ("hidden_mse", "hidden_cosine", "cross_correlation", "relations", "pkd", "projection", "draw_features"):
+        assert getattr(features, name).__doc__ and f"`{name}`" in page
+
+
+def test_the_pages_own_loss_works():
+    page = (Path(__file__).parents[2] / "docs" / "losses.md").read_text()
+    found: dict = {}
+    exec(page.rsplit("```python", 1)[1].split("```")[0], found)
+    student, teacher, labels = sides()
+    value = token_losses([found["loss"]], student, labels, teacher).total
+    apart = student.softmax(1).sqrt() - teacher.softmax(1).sqrt()
+    assert value.item() == pytest.approx(0.5 * apart.square().sum(1).mean().item())
