@@ -152,7 +152,7 @@ class VllmEngine(Section):
     """vLLM: decoder-only models."""
 
     kind: Literal["vllm"]
-    arguments: dict[str, Any] = Field(default={}, description="passed to vllm.AsyncEngineArgs as they are")
+    arguments: dict[str, Any] = Field(default={}, description="passed to vllm.EngineArgs as they are")
 
 
 class TransformersEngine(Section):

@@ -60,6 +60,7 @@ def _local(settings: Cluster, logs: Path, verbose: bool, lock: IO | None) -> Ite
     os.environ[MARK] = folder.name
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on every system: a Ray for this machine alone, on loopback
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nobody else can reach it
+    os.environ.setdefault("RAY_num_workers_soft_limit", "2")  # idle ones kept; each takes a hundredth of a core
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 cost vLLM a fifth of its speed on two cores
     ending = sweeper(f"{MARK}={folder.name}", folder, logs, (lock.fileno(),) if lock else ())
     import ray

@@ -1,13 +1,15 @@
-"""The vLLM engine: decoder-only models, on vLLM's asynchronous engine in a process of its own."""
+"""The vLLM engine: decoder-only models, on a vLLM engine in a process of its own."""
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 import os
+import queue
 import threading
 import time
 import uuid
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,8 +24,28 @@ MARK = "RAYKD_ENGINE"  # in the environment of the engine's processes, so that n
 STARTING = 1800.0  # seconds that an engine may take to start: a large model is read, graphs are captured
 
 
+@dataclass
+class _Call:
+    """Requests that somebody waits for together."""
+
+    outputs: list[Any]  # in order: vLLM's output, or a Refusal
+    left: int
+    done: Future = field(default_factory=Future)
+
+    def answer(self, i: int, output: Any) -> None:
+        self.outputs[i] = output
+        self.left -= 1
+        if not self.left:
+            self.done.set_result(None)
+
+
 class VllmEngine:
-    """A `vllm.AsyncLLM`. Prompts go in as token ids, encoded as in training; many calls share the engine."""
+    """A vLLM engine that many calls share. Prompts go in as token ids, encoded as in training.
+
+    One thread talks to vLLM: it hands over what was asked since it last looked and takes what is finished, while the
+    engine's own process goes on. vLLM's `AsyncLLM` does the same with a task of an event loop per request, for twice
+    this process's time.
+    """
 
     def __init__(self, opening: Opening):
         # vLLM reads these when it is imported, and its engine process inherits them
@@ -43,16 +65,17 @@ class VllmEngine:
         self.prompt_tokens = self.output_tokens = 0
         self.heard = time.monotonic()  # when the engine's process last said anything
         self.asked = 0  # and not answered yet
-        self.asked_ever = 0
         self.annotator = self._annotator()
         self.mark = uuid.uuid4().hex
         self.sweeper = sweeper(f"{MARK}={self.mark}")
         os.environ[MARK] = self.mark
-        self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self.loop.run_forever, daemon=True, name="vllm").start()
+        self.requests: queue.SimpleQueue = queue.SimpleQueue()  # (token ids, parameters, call, place in it), or None
+        self.failed: BaseException | None = None
+        started: Future = Future()
         try:
             self._parameters(range(opening.sampling.n))  # before the start, which takes long
-            self.engine: Any = asyncio.run_coroutine_threadsafe(self._start(), self.loop).result(STARTING)
+            threading.Thread(target=self._serve, args=(started,), daemon=True, name="vllm").start()
+            self.engine: Any = started.result(STARTING)
         except BaseException:
             self.close()
             raise
@@ -119,11 +142,11 @@ class VllmEngine:
         """End the engine's processes, also where they hang."""
         engine, self.engine = getattr(self, "engine", None), None
         if engine is not None and self.alive():
-            engine.shutdown()
+            engine.engine_core.shutdown()
         if self.sweeper.stdin is not None and not self.sweeper.stdin.closed:
             self.sweeper.stdin.close()
             self.sweeper.wait()
-        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.requests.put(None)
 
     def alive(self) -> bool:
         """Whether the engine's process said something lately, or has nothing to do."""
@@ -131,67 +154,82 @@ class VllmEngine:
 
     # ------------------------------------------------------------------------------------------- the engine
 
-    async def _start(self) -> Any:
-        from vllm import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
+    def _start(self) -> Any:
+        from vllm import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
 
         given = {"model": str(self.folder), "seed": self.opening.seed, "disable_log_stats": True, **self.arguments}
         try:
-            engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**given))
+            return LLMEngine.from_engine_args(EngineArgs(**given), enable_multiprocessing=True)
         except TypeError as error:
-            raise EngineError(f"engine.arguments: {_unknown(error, given, AsyncEngineArgs)}") from None
+            raise EngineError(f"engine.arguments: {_unknown(error, given, EngineArgs)}") from None
         except (ValueError, RuntimeError, OSError) as error:
             raise EngineError(f"vLLM does not start on {self.folder}: {str(error).splitlines()[0]}") from error
-        listen = engine.engine_core.get_output_async
 
-        async def heard() -> Any:
-            outputs = await listen()
-            self.heard = time.monotonic()
-            return outputs
+    def _serve(self, started: Future) -> None:
+        """The thread that talks to vLLM, from its start to its end."""
+        from vllm.exceptions import VLLMClientError
+        from vllm.inputs import tokens_input
 
-        engine.engine_core.get_output_async = heard  # every step passes here: the sign of life
-        return engine
+        running: dict[str, tuple[_Call, int]] = {}
+        asked_ever = 0
+        try:
+            engine = self._start()
+            started.set_result(engine)
+            while True:
+                while not (running and self.requests.empty()):  # with nothing to do, wait
+                    request = self.requests.get()
+                    if request is None:
+                        return
+                    ids, parameters, call, i = request
+                    asked_ever += 1
+                    try:
+                        engine.add_request(str(asked_ever), tokens_input(ids), parameters)
+                        running[str(asked_ever)] = call, i
+                    except (ValueError, VLLMClientError) as error:  # a request that vLLM will not serve
+                        call.answer(i, Refusal(str(error).splitlines()[0]))
+                outputs = engine.step()
+                self.heard = time.monotonic()  # every step passes here: the sign of life
+                for output in outputs:  # asked for final ones only
+                    call, i = running.pop(output.request_id)
+                    call.answer(i, output)
+        except BaseException as error:
+            self.failed = error
+            if not started.done():
+                started.set_exception(error)
 
     def _ask(self, calls: list[tuple[list[int], Any]]) -> list[Any]:
         """The engine's output to each (token ids, parameters), or a Refusal. Raises EngineDead."""
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
         if not calls:
             return []
         if not self.asked:
             self.heard = time.monotonic()
         self.asked += len(calls)
-        future = asyncio.run_coroutine_threadsafe(self._all(calls), self.loop)
+        call = _Call([None] * len(calls), len(calls))
+        for i, (ids, parameters) in enumerate(calls):
+            self.requests.put((ids, parameters, call, i))
         try:
             while True:
                 try:
-                    return future.result(timeout=min(1.0, self.opening.hang_seconds / 4))
+                    call.done.result(timeout=min(1.0, self.opening.hang_seconds / 4))
+                    return call.outputs
                 except TimeoutError:
-                    if future.done():
-                        raise
+                    core = self.engine.engine_core
+                    if core.resources.engine_dead:  # vLLM notices, but does not wake who waits for it
+                        core.outputs_queue.put(EngineDeadError())
+                    failed = self.failed
+                    if isinstance(failed, EngineDeadError | EngineGenerateError):
+                        cause = failed.__cause__ or failed
+                        raise EngineDead(f"vLLM died: {str(cause).splitlines()[0] or type(cause).__name__}") from None
+                    if failed is not None:
+                        raise EngineError(f"vLLM: {type(failed).__name__}: {failed}") from failed
                     if not self.alive():
-                        future.cancel()
                         silent = time.monotonic() - self.heard
                         raise EngineDead(f"vLLM hangs: nothing heard for {silent:.0f} s") from None
         finally:
             self.asked -= len(calls)
-
-    async def _all(self, calls: list[tuple[list[int], Any]]) -> list[Any]:
-        return await asyncio.gather(*(self._one(ids, parameters) for ids, parameters in calls))
-
-    async def _one(self, ids: list[int], parameters: Any) -> Any:
-        from vllm.exceptions import VLLMClientError
-        from vllm.inputs import tokens_input
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-
-        try:
-            self.asked_ever += 1
-            request = self.engine.generate(tokens_input(ids), parameters, str(self.asked_ever))
-            (output,) = [output async for output in request]  # asked for the final one only
-            return output
-        except (EngineDeadError, EngineGenerateError) as error:
-            cause = error.__cause__ or error
-            raise EngineDead(f"vLLM died: {str(cause).splitlines()[0] or type(cause).__name__}") from None
-        except (ValueError, VLLMClientError) as error:  # a request that vLLM will not serve
-            return Refusal(str(error).splitlines()[0])
 
     # ---------------------------------------------------------------------------------- requests and answers
 
