@@ -68,12 +68,20 @@ def _tokens(inputs):
 
 
 def _mean_of(term):
-    return term.sum / term.denominator
+    return term.sum / term.denominator.clamp(min=1)
 
 
 def _correlation(inputs, params):
     options = {"off_diagonal": params.get("lambda_offdiag", 0.005), "normalisation": "release", "epsilon": 0.0}
-    return _mean_of(features.cross_correlation(*_tokens(inputs), **options))
+    return params["alpha_corr"] * _mean_of(features.cross_correlation(*_tokens(inputs), **options))
+
+
+def _mse(inputs, params):
+    return params["alpha_mse"] * _mean_of(features.hidden_mse(*_tokens(inputs)))
+
+
+def _cosine(inputs, params):
+    return params["alpha_cos"] * _mean_of(features.hidden_cosine(*_tokens(inputs)))
 
 
 def _correlation_masked(inputs, params):
@@ -86,18 +94,14 @@ def _correlation_masked(inputs, params):
 
 
 def _classes(inputs, params):
-    loss = TokenLoss("forward_kl", temperature=params["temperature"])
+    loss = TokenLoss("forward_kl", weight=params["alpha_ce"], temperature=params["temperature"])
     return _mean(loss, inputs, torch.ones(len(inputs["student_logits"]), dtype=torch.bool))
 
 
 def _sub_teacher(inputs, params):
-    terms = {
-        "task": lambda: inputs["task_loss"],
-        "ce": lambda: _classes(inputs, params),
-        "corr": lambda: _correlation(inputs, params),
-        "mse": lambda: _mean_of(features.hidden_mse(*_tokens(inputs))),
-    }
-    return sum(params[f"alpha_{name}"] * term() for name, term in terms.items())
+    terms = {"alpha_ce": _classes, "alpha_corr": _correlation, "alpha_mse": _mse, "alpha_cos": _cosine}
+    total = params["alpha_task"] * inputs["task_loss"]
+    return total + sum(term(inputs, params) for name, term in terms.items() if params.get(name))
 
 
 # ---- KD4Gen: means over sequences of means over tokens, the temperature squared
@@ -139,7 +143,7 @@ def _loss_step(inputs, params):
     teacher = torch.nn.functional.pad(teacher, (0, max(0, width - teacher.shape[-1])), value=-10000.0)[..., :width]
     scales = params.get("loss_scales") or {}
     here = {"student_logits": student, "teacher_logits": teacher, "labels_mask": labels != IGNORE}
-    total = params["logits_weight"] * scales.get("logits_loss", 1.0) * _kd4gen_logits(here, params)
+    total = params.get("logits_weight", 0.0) * scales.get("logits_loss", 1.0) * _kd4gen_logits(here, params)
     if params.get("forward_weight"):
         task = _mean(TokenLoss("cross_entropy"), {"student_logits": student}, labels != IGNORE, labels)
         total = total + params["forward_weight"] * task
@@ -177,7 +181,8 @@ def _jsd(inputs, params, kind="jsd"):
 def _topk_jsd(inputs, params):
     beta, k = params["beta"], params["top_k"]
     both = [inputs[f"{who}_logits"] / params.get("temperature", 1.0) for who in ("student", "teacher")]
-    student, teacher = (logits.log_softmax(-1)[inputs["labels"] != IGNORE] for logits in both)
+    labels = inputs.get("labels", torch.zeros(both[0].shape[:2]))
+    student, teacher = (logits.log_softmax(-1)[labels != IGNORE] for logits in both)
     chosen = {0: [teacher], 1: [student]}.get(beta, [teacher, student])
     inside = torch.zeros_like(teacher, dtype=torch.bool)
     for logprobs in chosen:
@@ -212,23 +217,27 @@ def _chunked(inputs, params):
 
 def _liger(inputs, params, cosine=False):
     labels, columns = inputs["labels"].flatten(), len(inputs["student_weight"])
-    missing = len(inputs["teacher_weight"]) - columns  # the release gives missing tokens logits of 0
-    weight = torch.nn.functional.pad(inputs["student_weight"], (0, 0, 0, missing))
-    sides = [(inputs["student_input"], weight, inputs.get("student_bias"))]
-    sides += [(inputs["teacher_input"], inputs["teacher_weight"], inputs.get("teacher_bias"))]
-    student, teacher = (HeadLogits((x.flatten(0, -2),), (w,), b) for x, w, b in sides)
-    hard, soft = params["weight_hard_loss"], params["weight_soft_loss"]
-    losses = [TokenLoss("cross_entropy", weight=hard)]
-    if not cosine:
-        options = {"beta": params["beta"]}
-        losses += [TokenLoss("jsd", weight=soft, temperature=params["temperature"], options=options)]
-    total = token_losses(losses, student, labels, teacher, chunk_rows=params.get("chunk_size")).total
+    extra = len(inputs["teacher_weight"]) - columns  # the release gives missing tokens logits of 0, in the soft part
+    hard = _head(inputs, "student")
+    soft = hard._replace(
+        weights=(torch.nn.functional.pad(hard.weights[0], (0, 0, 0, extra)),),
+        bias=None if hard.bias is None else torch.nn.functional.pad(hard.bias, (0, extra)),
+    )
+    teacher, rows = _head(inputs, "teacher"), params.get("chunk_size")
+    ce = TokenLoss("cross_entropy", weight=params["weight_hard_loss"])
+    total = token_losses([ce], hard, labels, chunk_rows=rows).total
     if cosine:
         kept = labels != IGNORE
-        everything = slice(None)
-        logits = (side.product(everything)[kept] for side in (student, teacher))
-        total = total + soft * params["beta"] * _mean_of(features.hidden_cosine(*logits))
-    return total
+        logits = (side.product(slice(None))[kept] for side in (soft, teacher))
+        return total + params["weight_soft_loss"] * params["beta"] * _mean_of(features.hidden_cosine(*logits))
+    options, weight = {"beta": params["beta"]}, params["weight_soft_loss"]
+    jsd = TokenLoss("jsd", weight=weight, temperature=params["temperature"], options=options)
+    return total + token_losses([jsd], soft, labels, teacher, chunk_rows=rows).total
+
+
+def _head(inputs, who):
+    features_NH = inputs[f"{who}_input"].flatten(0, -2)
+    return HeadLogits((features_NH,), (inputs[f"{who}_weight"],), inputs.get(f"{who}_bias"))
 
 
 def _causal_ce(inputs, params):
@@ -272,10 +281,11 @@ def _distillkit(kind, inputs, params):
     ids, logprobs = inputs["teacher_ids"].flatten(0, 1), inputs["teacher_logprobs"].flatten(0, 1)
     here = {"student_logits": inputs["student_logits"]}
     tail = "renormalise"
-    if params["missing"] != "ZERO":  # the release tempers the tail's mass as if it were one token's
+    if params["missing"] == "ZERO":
+        logprobs = logprobs / temperature
+    else:  # the release tempers the tail's mass as if it were one token's
         tail, rest = "bucket", torch.log1p(-logprobs.exp().sum(-1, keepdim=True).clamp(max=1))
-        if temperature != 1:
-            logprobs = (torch.cat([logprobs, rest], 1) / temperature).log_softmax(1)[:, :-1]
+        logprobs = (torch.cat([logprobs, rest], 1) / temperature).log_softmax(1)[:, :-1]
     known = TopK(ids, logprobs, tail)
     loss = TokenLoss(kind, weight=temperature**2)
     return _mean(loss, here, keep, teacher=known, temperatures=(temperature, 1.0))
@@ -300,8 +310,8 @@ REGISTRY = {
     "osd_soft_cross_entropy": _P(_atkd, TokenLoss("soft_cross_entropy")),
     "subteacher_cross_correlation": _correlation,
     "subteacher_cross_correlation_masked": _correlation_masked,
-    "subteacher_mse": lambda inputs, params: _mean_of(features.hidden_mse(*_tokens(inputs))),
-    "subteacher_cosine": lambda inputs, params: _mean_of(features.hidden_cosine(*_tokens(inputs))),
+    "subteacher_mse": _mse,
+    "subteacher_cosine": _cosine,
     "subteacher_logits_kd": _classes,
     "subteacher_total": _sub_teacher,
     "kd4gen_logits_kd": _kd4gen_logits,
