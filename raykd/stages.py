@@ -11,6 +11,7 @@ import json
 import math
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -338,9 +339,10 @@ def label(
         from raykd.store import Store
 
         store = Store.open(str(run.stores), parts, payload, side.store if isinstance(side, Teacher) else None)
-        keys = _write_prompts(run, name, stage / "prompts.parquet", side, folder, sources, score)
-        todo, reused = _missing(store, keys, n)
-        stats = {"rows": len(keys), "samples": n, "reused_rows": reused, "engine": side.engine.kind}
+        with tempfile.TemporaryFile(dir=stage) as keys:
+            count = _write_prompts(run, name, stage / "prompts.parquet", keys, side, folder, sources, score)
+            todo, reused = _missing(store, keys, count, n)
+        stats = {"rows": count, "samples": n, "reused_rows": reused, "engine": side.engine.kind}
         stats |= {"model": str(folder), "payload": store.payload.model_dump(mode="json"), "payload_why": why}
         took, refused = _ask(run, name, str(folder), side, store, stage / "prompts.parquet", todo)
         store.close()
@@ -399,37 +401,59 @@ def _write_prompts(
     run: Run,
     name: str,
     path: Path,
+    keys: IO[bytes],
     side: Teacher | Student,
     folder: Path,
     sources: Sequence[Path | list[Example]],
     score: bool,
-) -> np.ndarray:
-    """Write every rendered prompt, in order; returns their keys, (N,) of 16 bytes."""
-    render, keys = _renderer(side, folder), bytearray()
+) -> int:
+    """Write every rendered prompt, in order, and its key once more to a file of its own; returns how many."""
+    render = _renderer(side, folder)
 
     def rows() -> Iterator[tuple]:
         for number, source in enumerate(sources):
             for example in data.load(source) if isinstance(source, Path) else source:
                 prompt, target = render(example.input), example.target if score else None
                 key = prompts.key(prompt, target)
-                keys.extend(key)
+                keys.write(key)
                 yield number, example.id, example.input, key, prompt, target
 
     with run.screen.bar(f"{name}: prompts", None, "rows") as update:
-        data.save(path, _counted(rows(), update), PROMPTS)
-    return np.frombuffer(bytes(keys), "S16")
+        return data.save(path, _counted(rows(), update), PROMPTS)
 
 
-def _missing(store: Store, keys: np.ndarray, n: int) -> tuple[list[tuple[np.ndarray, range]], int]:
-    """Rows whose samples the store lacks, each prompt once, by which samples; and how many rows it holds whole."""
-    unique, first = np.unique(keys, return_index=True)
+def _missing(store: Store, keys: IO[bytes], count: int, n: int) -> tuple[list[tuple[np.ndarray, range]], int]:
+    """Rows whose samples the store lacks, each prompt once, by which samples; and how many prompts it holds whole.
+
+    Of `count` rows the keys are in a file. They are looked at in parts, by their first byte, to need little memory.
+    """
     held, counts = store.held()
-    have = np.zeros(len(unique), np.int32)
-    if len(held):
-        place = np.minimum(np.searchsorted(held, unique), len(held) - 1)
-        have = np.where(held[place] == unique, counts[place], 0)
-    lacking = [(np.sort(first[have == count]), range(count, n)) for count in np.unique(have[have < n]).tolist()]
-    return lacking, int((have >= n).sum())
+    have = np.full(count, n, np.int32)  # of a prompt's later rows, as if the store held it
+    parts, reused = min(64, 1 + count // 2**16), 0
+    for part in range(parts):
+        rows, named = _keys(keys, part, parts)
+        unique, first = np.unique(named, return_index=True)
+        found = np.zeros(len(unique), np.int32)
+        if len(held):
+            place = np.minimum(np.searchsorted(held, unique), len(held) - 1)
+            found = np.where(held[place] == unique, np.minimum(counts[place], n), 0)
+        have[rows[first]] = found
+        reused += int((found == n).sum())
+    lacking = [number for number in range(n) if (have == number).any()]
+    return [(np.flatnonzero(have == number), range(number, n)) for number in lacking], reused
+
+
+def _keys(keys: IO[bytes], part: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, keys) whose key's first byte is of this part, int64 and S16."""
+    rows, found, before = [], [], 0
+    keys.seek(0)
+    while read := keys.read(2**20):
+        raw = np.frombuffer(read, np.uint8).reshape(-1, 16)
+        chosen = np.flatnonzero(raw[:, 0] % parts == part)
+        rows.append(chosen + before)
+        found.append(raw[chosen])
+        before += len(raw)
+    return np.concatenate(rows), np.concatenate(found).reshape(-1).view("S16")
 
 
 def _ask(

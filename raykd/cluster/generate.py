@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
+from raykd import data
 from raykd.cluster import resources
 from raykd.engines import Answer, Engine, Opening, Refusal, open_engine
 from raykd.errors import EngineDead, EngineError
@@ -25,6 +26,7 @@ from raykd.store import Store, table
 
 SMALLEST = 8  # the last shards of a pass with several replicas have an eighth of the rows of a whole one
 MOST_CALLS = 32  # shards that an engine works on at the same time
+MOST_BLOCKS = 256  # tasks of a pass: each costs the driver some 57 kB in Ray Data, as long as the pass runs
 
 
 @dataclass(frozen=True)
@@ -80,26 +82,19 @@ def label(
     dies for good; shards that landed before stay.
     """
     least, most = actors.bounds()
-    blocks = [
-        pa.table(
-            {
-                "rows": pa.array([piece.rows], pa.list_(pa.int64())),
-                "samples": [[piece.samples.start, piece.samples.stop]],
-            }
-        )
-        for piece in todo
-    ]
+    per_block = math.ceil(len(todo) / max(MOST_BLOCKS, 8 * most))
+    blocks = [_block(some) for some in data.batched(todo, per_block)]
     calls = _calls(opening, max(len(piece.rows) * len(piece.samples) for piece in todo))
     with warnings.catch_warnings():  # Ray has no other way yet to bound the restarts of an actor
         warnings.simplefilter("ignore", RayDeprecationWarning)
         stream = ray.data.from_arrow(blocks).map_batches(
             _Labeller,
             fn_constructor_args=(opening, store, prompts, actors.max_failures),
-            batch_size=1,  # a row is a piece
+            batch_size=None,  # a block at once
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
-                min_size=min(max(1, least), len(todo)),
-                max_size=min(most, len(todo)),
+                min_size=min(max(1, least), len(blocks)),
+                max_size=min(most, len(blocks)),
                 max_tasks_in_flight_per_actor=calls + 1,
                 max_concurrent_calls_per_actor=calls,
                 enable_true_multi_threading=True,
@@ -137,18 +132,15 @@ class _Labeller:
         self.engine: Engine = open_engine(opening)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        began = time.time()
-        rows = np.asarray(block["rows"][0].values)
-        samples = range(*block["samples"][0].as_py())
-        keys, prompts, targets = _read(self.prompts, rows)
-        answers = self._answers(keys, prompts, targets, samples)
-        good = [(k, a) for k, a in zip(keys, answers, strict=True) if not isinstance(a, Refusal)]
-        refused = [(k, a.reason) for k, a in zip(keys, answers, strict=True) if isinstance(a, Refusal)]
-        if good:
-            self.store.write(table([k for k, _ in good], samples, [a for _, a in good], self.opening.payload))
+        """Answer and land the pieces of a block, one after the other; returns a row with what that took."""
+        began, count = time.time(), 0
+        refused: list[tuple[bytes, str]] = []
+        for rows, (start, stop) in zip(block["rows"], block["samples"].to_pylist(), strict=True):
+            refused += self._land(np.asarray(rows.values), range(start, stop))
+            count += len(rows)
         return pa.table(
             {
-                "rows": [len(keys)],
+                "rows": [count],
                 "began": [began],
                 "ended": [time.time()],
                 **{name: [count] for name, count in self._news().items()},
@@ -156,6 +148,15 @@ class _Labeller:
                 "reasons": pa.array([[r for _, r in refused]], pa.list_(pa.string())),
             }
         )
+
+    def _land(self, rows: np.ndarray, samples: range) -> list[tuple[bytes, str]]:
+        """Answer a piece and land it; returns keys and reasons of what the engine refused."""
+        keys, prompts, targets = _read(self.prompts, rows)
+        answers = self._answers(keys, prompts, targets, samples)
+        good = [(k, a) for k, a in zip(keys, answers, strict=True) if not isinstance(a, Refusal)]
+        if good:
+            self.store.write(table([k for k, _ in good], samples, [a for _, a in good], self.opening.payload))
+        return [(k, a.reason) for k, a in zip(keys, answers, strict=True) if isinstance(a, Refusal)]
 
     def _answers(
         self, keys: list[bytes], prompts: list[str], targets: list[str | None], samples: range
@@ -192,6 +193,12 @@ class _Labeller:
             news = {name: count - self.told[name] for name, count in now.items()}
             self.told = now
         return news
+
+
+def _block(some: list[Piece]) -> pa.Table:
+    """A row for each piece."""
+    rows = pa.array([piece.rows for piece in some], pa.list_(pa.int64()))
+    return pa.table({"rows": rows, "samples": [[piece.samples.start, piece.samples.stop] for piece in some]})
 
 
 def _calls(opening: Opening, sequences: int) -> int:
