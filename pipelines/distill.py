@@ -3,6 +3,7 @@
 from functools import partial
 
 from raykd import stages
+from raykd.recipe import Loss, PseudoTargets
 from raykd.run import Run
 from raykd.stages import Example, Labels, Lesson, Sets
 
@@ -40,7 +41,11 @@ def gold_only(run: Run, rows: Sets) -> dict[str, Lesson]:
     if arm.settings and model.kind == "config":
         model = model.model_copy(update={"settings": {**model.settings, **arm.settings}})
     rates = arm.learning_rates or [student.training.learning_rate]
-    ways = {rate: student.training.model_copy(update={"learning_rate": rate}) for rate in rates}
+    alone = {
+        "losses": {"cross_entropy": Loss()},
+        "sequences": PseudoTargets(kind="pseudo_targets"),
+    }  # without a teacher
+    ways = {rate: student.training.model_copy(update={**alone, "learning_rate": rate}) for rate in rates}
     return {f"gold_only/lr-{rate:g}": Lesson(rows.control, way, rows.dev, model) for rate, way in ways.items()}
 
 

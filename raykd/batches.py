@@ -13,13 +13,13 @@ from raykd.losses.tokens import IGNORE
 WINDOW = 32  # batches that are shuffled together and then sorted by length
 
 
-def plan(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The global batches of an epoch, as arrays of row numbers; every row is in exactly one.
+def plan(lengths: np.ndarray, budget: int, seed: int, epoch: int, part: int = 0) -> list[np.ndarray]:
+    """The global batches of an epoch, or of a part of it, as arrays of row numbers; every row is in exactly one.
 
     lengths is (rows, k): a row's tokens on each side that is padded on its own. A batch's padded size, rows times
     the sum of the longest of each side, is at most `budget`, unless one row alone is longer.
     """
-    rng = np.random.default_rng([seed, epoch])
+    rng = np.random.default_rng([seed, epoch, *([part] if part else [])])
     order = rng.permutation(len(lengths))
     per_batch = max(1, int(budget / max(lengths.sum(axis=1).mean(), 1)))
     batches = []
@@ -48,7 +48,12 @@ def by_length(lengths: list[int], budget: int) -> list[np.ndarray]:
     return _cut(order, np.asarray(lengths)[:, None], budget) if len(order) else []
 
 
-def collate(sources: list[list[int]], targets: list[list[int]], pad: int, causal: bool) -> dict[str, torch.Tensor]:
+def pieces(rows: np.ndarray, lengths: np.ndarray, budget: int | None) -> list[np.ndarray]:
+    """A worker's rows in micro-batches of at most `budget` padded tokens each, all in one without a budget."""
+    return _cut(rows, lengths, budget) if budget and len(rows) else [rows]
+
+
+def collate(sources: list, targets: list, pad: int, causal: bool) -> dict[str, torch.Tensor]:
     """Tensors of a batch of input ids and target ids: input_ids_BS, attention_mask_BS, labels_BT.
 
     A causal model reads input and target in one sequence and is asked for the target only; its labels are already
@@ -56,24 +61,30 @@ def collate(sources: list[list[int]], targets: list[list[int]], pad: int, causal
     """
     if causal:
         rows = list(zip(sources, targets, strict=True))
-        inputs = [source + target[:-1] for source, target in rows]
-        labels = [[IGNORE] * (len(source) - 1) + target for source, target in rows]
+        inputs = [np.concatenate([source, target[:-1]]) for source, target in rows]
+        labels = [np.concatenate([np.full(len(source) - 1, IGNORE), target]) for source, target in rows]
     else:
         inputs, labels = sources, targets
-    return {
-        "input_ids": _pad(inputs, pad),
-        "attention_mask": _pad([[1] * len(row) for row in inputs], 0),
-        "labels": _pad(labels, IGNORE),
-    }
+    return {**pad_right(inputs, pad), "labels": _pad(labels, IGNORE)}
 
 
-def pad_left(rows: list[list[int]], pad: int) -> dict[str, torch.Tensor]:
+def pad_left(rows: list, pad: int) -> dict[str, torch.Tensor]:
     """Prompts for a causal model's generation: input_ids_BS and attention_mask_BS, padded on the left."""
-    flipped = _pad([row[::-1] for row in rows], pad)
-    mask = _pad([[1] * len(row) for row in rows], 0)
-    return {"input_ids": flipped.flip(1), "attention_mask": mask.flip(1)}
+    made = pad_right([row[::-1] for row in rows], pad)
+    return {name: tensor.flip(1) for name, tensor in made.items()}
 
 
-def _pad(rows: list[list[int]], value: int) -> torch.Tensor:
-    width = max(map(len, rows))
-    return torch.tensor([row + [value] * (width - len(row)) for row in rows], dtype=torch.long)
+def pad_right(rows: list, pad: int) -> dict[str, torch.Tensor]:
+    """Prompts for an encoder: input_ids_BS and attention_mask_BS."""
+    return {"input_ids": _pad(rows, pad), "attention_mask": _mask([len(row) for row in rows])}
+
+
+def _mask(lengths: list[int]) -> torch.Tensor:
+    return (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
+
+
+def _pad(rows: list, value: int) -> torch.Tensor:
+    made = np.full((len(rows), max(map(len, rows))), value, np.int64)
+    for at, row in enumerate(rows):
+        made[at, : len(row)] = row
+    return torch.from_numpy(made)

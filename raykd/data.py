@@ -12,6 +12,7 @@ import importlib
 import inspect
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -144,6 +146,12 @@ def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
+
+
+def chunk_order(count: int, size: int, seed: int) -> list[range]:
+    """Chunks of `size` consecutive rows in the order in which the teacher is asked for them, and a student follows."""
+    starts = np.random.default_rng([seed, 31]).permutation(math.ceil(count / size)) * size
+    return [range(start, min(start + size, count)) for start in starts.tolist()]
 
 
 # ------------------------------------------------------------------------------------------- one row

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from raykd.errors import ModelError
-from raykd.recipe import Checkpoint, FromConfig, PretrainedTokenizer, Tokenizer
+from raykd.recipe import Checkpoint, FromConfig, Lora, PretrainedTokenizer, Tokenizer
+from raykd.run import fingerprint
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
@@ -113,6 +114,36 @@ def load(spec: Checkpoint | FromConfig, tokenizer: Any) -> Any:
     if width < len(tokenizer):
         raise ModelError(f"the model embeds {width} tokens, its tokenizer has {len(tokenizer)}")
     return model
+
+
+def with_lora(model: Any, lora: Lora) -> Any:
+    """The model with adapters in its layers, which alone are trained. Raises ModelError."""
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.modules,  # type: ignore[arg-type]
+    )
+    try:
+        return get_peft_model(model, settings)
+    except ValueError as error:
+        raise ModelError(f"lora.modules {lora.modules!r}: {str(error).splitlines()[0]}") from None
+
+
+def blocks(model: Any) -> list[Any]:
+    """The layers a model repeats: what is compiled, or split among workers, one by one."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    return [module for module in model.modules() if type(module).__name__ in names]
+
+
+def tokenizer_mark(path: str) -> str:
+    """12 hex digits that name what a tokenizer does."""
+    tokenizer = load_tokenizer(path)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    what = backend.to_str() if backend else sorted(tokenizer.get_vocab().items())
+    return fingerprint([what, tokenizer.special_tokens_map, tokenizer.chat_template])
 
 
 def sizes(folder: Path) -> tuple[int, int]:

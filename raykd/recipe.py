@@ -115,6 +115,100 @@ class FromConfig(Section):
 Model = Annotated[Checkpoint | FromConfig, Field(discriminator="kind")]
 
 
+LOSSES = (
+    *("cross_entropy", "soft_cross_entropy", "forward_kl", "reverse_kl", "jsd", "skewed_forward_kl"),
+    *(
+        "skewed_reverse_kl",
+        "symmetric_kl",
+        "weighted_kl",
+        "total_variation",
+        "adaptive_kl",
+        "nucleus_kl",
+        "dkd",
+        "atkd",
+    ),
+)
+WITHOUT_TEACHER = ("cross_entropy",)
+
+
+class Loss(Section):
+    """A term of the training loss: its weight, and what `raykd.losses.tokens.TokenLoss` lets one choose."""
+
+    weight: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=1.0, gt=0)
+    squared: bool | None = Field(default=None, description="times temperature squared; default: as its paper has it")
+    easy_weight: float = Field(default=0.2, ge=0, le=1, description="atkd alone: the easy group's share of the loss")
+    hard_share: float = Field(default=0.5, gt=0, lt=1, description="atkd alone: the share of tokens that is hard")
+    options: dict[str, Any] = Field(default={}, description="those of its function in raykd.losses.divergences")
+
+
+class Gold(Section):
+    """Train on the gold targets of the rows."""
+
+    kind: Literal["gold"]
+
+
+class PseudoTargets(Section):
+    """Train on what the teacher wrote."""
+
+    kind: Literal["pseudo_targets"]
+    samples: Literal["rotate", "all"] = Field(
+        default="rotate", description="of several: another one in each epoch (KD4Gen), or each as an example of its own"
+    )
+
+
+class Mixture(Section):
+    """Gold and pseudo-targets of the same inputs: data.gold is labelled by the teacher as well."""
+
+    kind: Literal["mixture"]
+    gold: float = Field(gt=0, lt=1, description="share of the inputs with gold that are taught it, in each epoch")
+    by: Literal["request", "ratio"] = Field(
+        default="request", description="each input draws by itself, or so many of them exactly"
+    )
+
+
+Sequences = Annotated[Gold | PseudoTargets | Mixture, Field(discriminator="kind")]
+
+
+class FromStore(Section):
+    """The teacher's side from the store: what the teacher pass kept (teacher.payload)."""
+
+    kind: Literal["store"]
+    tail: Literal["bucket", "renormalise", "refuse"] = Field(
+        default="bucket", description="what becomes of the probability outside a stored top-k"
+    )
+
+
+class InProcess(Section):
+    """A frozen teacher in each worker's process."""
+
+    kind: Literal["in_process"]
+    dtype: Literal["float32", "bfloat16", "float64"] = "bfloat16"
+
+
+class Scorers(Section):
+    """Teachers in actors of their own (cluster.teacher), asked for their top-k while students work on other batches."""
+
+    kind: Literal["actors"]
+    k: int = Field(default=64, ge=1, description="most likely tokens per position")
+    dtype: Literal["float32", "bfloat16", "float64"] = "bfloat16"
+    tail: Literal["bucket", "renormalise", "refuse"] = "bucket"
+
+
+TeacherSide = Annotated[FromStore | InProcess | Scorers, Field(discriminator="kind")]
+
+
+class Lora(Section):
+    """Low-rank adapters (Hu et al. 2021) through `peft`; what is left at the end is the merged model."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    modules: list[str] | Literal["all-linear"] = Field(
+        default="all-linear", description="names of layers, by their end"
+    )
+
+
 class Training(Section):
     """How one model is trained."""
 
@@ -122,27 +216,73 @@ class Training(Section):
     max_steps: int | None = Field(default=None, ge=1, description="optimizer steps; give this or epochs")
     epochs: float | None = Field(default=None, gt=0, description="passes over the rows; give this or max_steps")
     batch_tokens: int = Field(default=2048, ge=1, description="padded tokens of a global batch, both sides, at most")
-    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"] = "linear"
+    micro_batch_tokens: int | None = Field(
+        default=None, ge=1, description="padded tokens that a worker holds at once; default: its share of the batch"
+    )
+    losses: dict[str, Loss] = Field(
+        default={"cross_entropy": Loss()},
+        min_length=1,
+        description="by name, or module:function (student_NV, targets_N) -> values_N on log-probabilities",
+    )
+    reduction: Literal["tokens", "sequences"] = Field(
+        default="tokens", description="a term is a mean over tokens, or over sequences of means over tokens (KD4Gen)"
+    )
+    sequences: Sequences = PseudoTargets(kind="pseudo_targets")
+    teacher: TeacherSide = FromStore(kind="store")
+    schedule: str = Field(default="linear", description="as `transformers.get_scheduler` knows it")
+    schedule_options: dict[str, Any] = Field(default={}, description="passed to it as they are")
     warmup_ratio: float = Field(default=0.1, ge=0, le=1, description="share of the steps")
-    weight_decay: float = Field(default=0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0, description="of matrices that are no norm's")
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_input_tokens: int = Field(default=512, ge=1, description="an input that is longer is a bad row")
-    max_target_tokens: int = Field(default=128, ge=1, description="a target that is longer is a bad row")
-    loss: str = Field(
-        default="cross_entropy",
-        pattern=r"^(cross_entropy|[\w.]+:\w+)$",
-        description="cross_entropy, or module:function (log-probabilities_NV, targets_N) -> values_N",
+    max_target_tokens: int = Field(default=128, ge=1, description="a target that is longer: see long_targets")
+    long_targets: Literal["refuse", "cut"] = Field(
+        default="refuse",
+        description="a target that is too long is a bad row, or is cut and has no end; both are counted",
     )
-    evaluate_every: int = Field(default=200, ge=1, description="optimizer steps between dev losses and checkpoints")
-    patience: int | None = Field(default=None, ge=1, description="evaluations without a better dev loss, then stop")
+    empty_targets: Literal["refuse", "keep"] = Field(
+        default="refuse", description="an empty pseudo-target is a bad row, or teaches to say nothing; both are counted"
+    )
+    evaluate_every: float = Field(default=200, gt=0, description="evaluate_unit between evaluations and checkpoints")
+    evaluate_unit: Literal["steps", "epochs"] = "steps"
+    dev_metrics: list[str] = Field(default=[], description="of answers to the dev rows, written greedily, as metrics")
+    dev_answer_rows: int = Field(default=256, ge=1, description="dev rows that are answered, the first ones")
+    dev_answer_tokens: int = Field(default=64, ge=1, description="at most, of such an answer")
+    choose_by: str = Field(default="dev_loss", description="dev_loss, or one of dev_metrics")
+    patience: int | None = Field(
+        default=None, ge=1, description="evaluations that are no better than the best, then stop"
+    )
     holdout: float = Field(default=0.05, gt=0, lt=0.5, description="share of the rows held out where no dev is given")
-    precision: Literal["float32", "bfloat16"] = "float32"
+    keep_checkpoints: int = Field(default=1, ge=1, description="the last ones; the best model is kept in any case")
+    precision: Literal["float32", "bfloat16", "float64"] = Field(
+        default="float32", description="bfloat16: of activations, weights stay in float32"
+    )
+    gradient_checkpointing: bool = Field(default=False, description="compute activations twice instead of keeping them")
+    compile: bool = Field(default=False, description="torch.compile of each block")
+    lora: Lora | None = None
 
     @model_validator(mode="after")
-    def _one_length(self) -> Training:
+    def _fields_serve(self) -> Training:
         if (self.max_steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of max_steps and epochs")
+        for name, loss in self.losses.items():
+            if name not in LOSSES and not re.fullmatch(r"[\w.]+:\w+", name):
+                near = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0.5)
+                raise ValueError(
+                    f"losses.{name}: no such loss; " + (f"did you mean {near[0]}?" if near else "see docs/losses.md")
+                )
+            groups = loss.model_fields_set & {"easy_weight", "hard_share"}
+            if name != "atkd" and groups:
+                raise ValueError(f"losses.{name}.{sorted(groups)[0]} does nothing: it is atkd's")
+        if self.evaluate_unit == "steps" and self.evaluate_every != int(self.evaluate_every):
+            raise ValueError(f"evaluate_every: expected whole steps, found {self.evaluate_every:g}")
+        if self.choose_by != "dev_loss" and self.choose_by not in self.dev_metrics:
+            raise ValueError(f"choose_by: expected dev_loss or one of dev_metrics, found {self.choose_by!r}")
         return self
+
+    def needs_teacher(self) -> bool:
+        """Whether a loss asks for the teacher's probabilities."""
+        return any(name in LOSSES and name not in WITHOUT_TEACHER for name in self.losses)
 
 
 # ---------------------------------------------------------------------------------------------- engines
@@ -324,6 +464,7 @@ class Distill(Section):
     """Teacher, pseudo-targets, student (Kim and Rush 2016, sequence-level distillation)."""
 
     kind: Literal["distill"]
+    overlap: bool = Field(default=False, description="train while the teacher still writes; the first epoch follows it")
 
 
 class Mckd(Section):
@@ -385,10 +526,29 @@ class Actors(Section):
 class Workers(Section):
     """What each student takes."""
 
-    workers: int = Field(default=1, ge=1, description="data parallel workers per student")
+    workers: int | tuple[int, int] = Field(
+        default=1, description="per student; or [min, max]: as many as the cluster has, at every start and restart"
+    )
+    parallel: Literal["data", "fsdp"] = Field(
+        default="data", description="each worker holds the whole student, or a part of it (FSDP2)"
+    )
     resources: dict[str, float] = Field(default={"CPU": 1}, description="of Ray, per worker: CPU, GPU, custom ones")
     threads: int | None = Field(default=None, ge=1, description="CPU threads per worker; default: the machine's share")
     max_failures: int = Field(default=3, ge=0, description="workers lost before the run fails")
+    storage: str | None = Field(
+        default=None, description="where checkpoints go: a folder or URL that all nodes reach; default: the run folder"
+    )
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Workers:
+        least, most = self.bounds()
+        if not 1 <= least <= most:
+            raise ValueError(f"workers: expected a number above 0, or [min, max], found {self.workers}")
+        return self
+
+    def bounds(self) -> tuple[int, int]:
+        """The least and the most workers."""
+        return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
 
 
 class Cluster(Section):
@@ -431,8 +591,23 @@ class Recipe(Section):
             raise ValueError("tokenizer does nothing: both models are checkpoints and bring their own")
         if self.teacher.fine_tune and self.data.gold is None:
             raise ValueError("teacher.fine_tune needs data.gold")
-        if self.data.gold is not None and not self.teacher.fine_tune:
+        sequences = self.student.training.sequences.kind
+        if self.data.gold is None and sequences in ("gold", "mixture"):
+            raise ValueError(f"student.training.sequences: kind {sequences} needs data.gold")
+        if self.data.gold is not None and not self.teacher.fine_tune and sequences == "pseudo_targets":
             raise ValueError("data.gold does nothing without teacher.fine_tune")
+        if self.teacher.fine_tune and self.teacher.fine_tune.needs_teacher():
+            raise ValueError("teacher.fine_tune.losses: a teacher that is fine-tuned has no teacher")
+        if self.method.kind == "mckd" and sequences != "pseudo_targets":
+            raise ValueError(f"student.training.sequences: mckd learns pseudo_targets, found {sequences}")
+        if self.method.kind == "mckd" and self.student.training.needs_teacher():
+            if self.student.training.teacher.kind == "store":
+                raise ValueError(
+                    "student.training.teacher: mckd's rows are texts: kind in_process or actors, found store"
+                )
+        if sequences == "mixture" and self.student.training.needs_teacher():
+            if self.student.training.teacher.kind == "store":
+                raise ValueError("student.training.teacher: gold targets are not in the store: in_process or actors")
         if self.teacher.model.kind == "config" and not self.teacher.fine_tune:
             raise ValueError("a teacher of kind config has random weights: it needs teacher.fine_tune")
         if self.arms.distilled and self.method.kind == "distill":

@@ -16,6 +16,7 @@ from typing import Any
 
 from raykd import recipe as recipes
 from raykd.errors import RunError
+from raykd.metrics import lower_is_better
 from raykd.run import BAD_ROWS, MANIFEST, manifests, read_manifest, write_json, write_text
 
 NEEDED = ("stage", "kind", "started", "seconds", "results", "stats")
@@ -150,11 +151,6 @@ def _curves(folder: Path) -> dict[str, list[dict]]:
 
 
 # --------------------------------------------------------------------------------------------- tables
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether less of a metric is better."""
-    return metric.endswith(("_rate", "loss"))
 
 
 def _sections(found: dict[str, Any]) -> list[Section]:

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -26,13 +27,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raykd import data, metrics, models, prompts
-from raykd.data import Example
+from raykd.data import Example, chunk_order
 from raykd.errors import DataError, RecipeError
 from raykd.recipe import (
+    WITHOUT_TEACHER,
     AutoPayload,
     Chat,
     Checkpoint,
     FileRows,
+    FromStore,
     Model,
     Payload,
     Student,
@@ -44,7 +47,10 @@ from raykd.recipe import Rows as Source
 from raykd.run import MANIFEST, Run, fingerprint, write_json, write_text
 
 if TYPE_CHECKING:
+    from raykd.encoded import Reading, Stored
     from raykd.store import Store
+
+PASS = "pass.json"  # of a labelling, beside its prompts
 
 
 class Sets:
@@ -69,12 +75,13 @@ class Sets:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What one model is to learn: examples; where they differ from the student's, the way of training and the model.
+    """What one model is to learn: examples, or what a teacher wrote; where they differ from the student's, the way of
+    training and the model.
 
     Without dev rows a share of the examples is held out.
     """
 
-    examples: list[Example]
+    examples: list[Example] | Labels
     training: Training | None = None
     dev: list[Example] | None = None
     model: Model | None = None
@@ -218,43 +225,60 @@ def train(
         place = together(len(lessons), run.recipe.cluster)
 
     def one(name: str) -> dict[str, Any]:
-        return _train(run, name, lessons[name], side or run.recipe.student, shared, place[1])
+        return _train(run, rows, name, lessons[name], side or run.recipe.student, shared, place[1])
 
     with ThreadPoolExecutor(place[0]) as pool:
         return dict(zip(lessons, pool.map(one, lessons), strict=True))
 
 
-def _train(run: Run, name: str, lesson: Lesson, side: Teacher | Student, shared: str, threads: int) -> dict[str, Any]:
+def _train(
+    run: Run, rows: Sets, name: str, lesson: Lesson, side: Teacher | Student, shared: str, threads: int
+) -> dict[str, Any]:
+    from raykd.encoded import Rows
+
     model, training = lesson.model or side.model, lesson.training or run.recipe.student.training
-    render = _renderer(side, model.path if isinstance(model, Checkpoint) else shared)
-    files = {"rows": lesson.examples, **({"dev": lesson.dev} if lesson.dev else {})}
+    folder = model.path if isinstance(model, Checkpoint) else shared
+    teacher = fine_tuned(run, rows) if training.needs_teacher() else None
+    given = lesson.examples
+    files = {"dev": lesson.dev} if lesson.dev else {}
+    files |= {"rows": given} if isinstance(given, list) else {}
     texts = {
-        file: _lines({"id": e.id, "input": render(e.input), "target": e.target} for e in examples)
+        file: _lines({"id": e.id, "input": e.input, "target": e.target} for e in examples)
         for file, examples in files.items()
     }
     marks = {file: fingerprint(text) for file, text in texts.items()}
+    if isinstance(given, Labels):
+        marks["rows"] = fingerprint([given.mark, given.n, _digest(given.gold) if given.gold else None])
     inputs = {"model": model.model_dump(mode="json"), "training": training.model_dump(mode="json")}
+    inputs |= {
+        "prompt": _prompt_parts(side),
+        "teacher": models.content_hash(models.local(teacher)) if teacher else None,
+    }
 
-    def work(folder: Path) -> tuple[dict, dict]:
+    def work(stage: Path) -> tuple[dict, dict]:
         from raykd.cluster.train import fit
         from raykd.training import Job
 
         for file, text in texts.items():
-            write_text(folder / f"{file}.jsonl", text)
+            write_text(stage / f"{file}.jsonl", text)
         job = Job(
             name=name,
             model=model,
-            tokenizer=model.path if isinstance(model, Checkpoint) else shared,
+            tokenizer=folder,
             training=training,
-            rows=str(folder / "rows.jsonl"),
-            dev_rows=str(folder / "dev.jsonl") if lesson.dev else None,
-            folder=str(folder),
+            source=given.source(training) if isinstance(given, Labels) else Rows(str(stage / "rows.jsonl")),
+            dev=Rows(str(stage / "dev.jsonl")) if lesson.dev else None,
+            student=_reading(side, folder, models.is_encoder_decoder(model)),
+            teacher=_reading(run.recipe.teacher, teacher, models.is_encoder_decoder(model)) if teacher else None,
+            folder=str(stage),
+            tokens=str(Path(run.recipe.output) / "tokens"),
+            marks=(marks["rows"], marks.get("dev", "")),
             seed=run.recipe.seed,
             threads=threads,
             max_bad_rows=run.tolerated(),
-            special_tokens=prompts.special_tokens(side.prompt),
+            parallel=run.recipe.cluster.student.parallel,
         )
-        with run.screen.bar(name, training.max_steps or _steps(training, lesson.examples), "steps") as update:
+        with run.screen.bar(name, training.max_steps or _steps(training, given), "steps") as update:
             result = fit(job, run.recipe.cluster, update)
         stats = result.pop("stats")
         result["bad_rows"] = [{"file": name, "line": None, "reason": reason} for reason in result["bad_rows"]]
@@ -263,9 +287,17 @@ def _train(run: Run, name: str, lesson: Lesson, side: Teacher | Student, shared:
     return run.stage(name, "train", {**inputs, "seed": run.recipe.seed, **marks}, work)
 
 
-def _steps(training: Training, examples: list[Example]) -> int:
+def _reading(side: Teacher | Student, folder: str, encoder: bool) -> Reading:
+    from raykd.encoded import Reading
+
+    return Reading(folder, side.prompt, tuple(_shots(side)), encoder)
+
+
+def _steps(training: Training, given: list[Example] | Labels) -> int | None:
     """Steps of so many epochs, guessed from characters: for a bar's length only."""
-    characters = sum(len(e.input) + len(e.target or "") for e in examples)
+    if isinstance(given, Labels):
+        return None
+    characters = sum(len(e.input) + len(e.target or "") for e in given)
     return max(1, math.ceil((training.epochs or 1) * characters / 3 / training.batch_tokens))
 
 
@@ -285,11 +317,40 @@ PROMPTS = pa.schema(
 
 @dataclass(frozen=True)
 class Labels:
-    """A complete labelling: the file of its prompts, the store of the answers, samples per prompt."""
+    """A labelling: the file of its prompts, the store of the answers, samples per prompt.
+
+    mark names what was asked; payload is what was asked for beside texts; chunk, seed: the order of the asking.
+    `gold`, a parquet file of examples, gives further targets. `follow`: it may still go on.
+    """
 
     prompts: Path
     store: str
     n: int
+    mark: str
+    payload: Payload
+    chunk: int
+    seed: int
+    sources: tuple[int, ...] = (0,)
+    gold: Path | None = None
+    follow: bool = False
+
+    def source(self, training: Training) -> Stored:
+        """As rows that a student learns."""
+        from raykd.encoded import Stored
+
+        tokens = training.needs_teacher() and isinstance(training.teacher, FromStore)
+        return Stored(
+            str(self.prompts),
+            self.store,
+            self.sources,
+            self.n,
+            self.chunk,
+            self.seed,
+            tokens,
+            self.payload if tokens else None,
+            self.follow,
+            str(self.gold) if self.gold else None,
+        )
 
     def examples(self, source: int = 0) -> list[Example]:
         """The inputs of a source with the model's answers as targets: pseudo-targets.
@@ -316,8 +377,11 @@ def label(
     side: Teacher | Student,
     sources: Sequence[Path | list[Example]],
     score: bool = False,
+    begun: Callable[[Labels], None] = lambda labels: None,
 ) -> Labels:
     """Ask a model for its answers to the inputs of every source, and keep them in the store.
+
+    `begun` is called as soon as there are prompts and a store, before the first answer: a student may follow.
 
     Only what the store does not hold is asked of the engine. A source is a file of examples, or a list. An input the
     model refused is a bad row. With `score` the model writes nothing: it reads the targets of the examples, and what is
@@ -335,6 +399,10 @@ def label(
         **({"seed": run.recipe.seed} if side.sampling.temperature and not score else {}),
     }
 
+    def labels(store: str) -> Labels:
+        chunk, mark = side.shard_rows, fingerprint(inputs)
+        return Labels(run.path / name / "prompts.parquet", store, n, mark, payload, chunk, run.recipe.seed)
+
     def work(stage: Path) -> tuple[dict, dict]:
         from raykd.store import Store
 
@@ -344,7 +412,11 @@ def label(
             todo, reused = _missing(store, keys, count, n)
         stats = {"rows": count, "samples": n, "reused_rows": reused, "engine": side.engine.kind}
         stats |= {"model": str(folder), "payload": store.payload.model_dump(mode="json"), "payload_why": why}
-        took, refused = _ask(run, name, str(folder), side, store, stage / "prompts.parquet", todo)
+        with _said(stage / PASS) as said:
+            if todo:
+                store.begin()
+            begun(labels(store.path))
+            took, refused = _ask(run, name, str(folder), side, store, stage / "prompts.parquet", todo, said)
         store.close()
         bad = _refused_rows(name, stage / "prompts.parquet", refused)
         if len(bad) > run.tolerated():
@@ -357,7 +429,7 @@ def label(
     ]
     inputs = {**parts, "n": n, "payload": payload.model_dump(mode="json"), "rows": rows}
     result = run.stage(name, "label", inputs, work)
-    return Labels(run.path / name / "prompts.parquet", result["store"], n)
+    return labels(result["store"])
 
 
 def _payload(run: Run, side: Teacher | Student, folder: Path) -> tuple[Payload, str]:
@@ -366,11 +438,34 @@ def _payload(run: Run, side: Teacher | Student, folder: Path) -> tuple[Payload, 
         return TextPayload(kind="text", logprobs=False), "a student's answers are learnt as texts"
     if not isinstance(side.payload, AutoPayload):
         return side.payload, "the recipe says so"
-    if run.recipe.student.training.loss == "cross_entropy":
-        return TextPayload(kind="text"), "cross_entropy learns texts"
+    training = run.recipe.student.training
+    if not training.needs_teacher():
+        return TextPayload(kind="text"), f"{' and '.join(training.losses)} learns texts"
+    if not isinstance(training.teacher, FromStore):
+        return TextPayload(kind="text"), f"training.teacher is {training.teacher.kind}, so nothing else is read from it"
     from raykd.store import choose_payload
 
-    return choose_payload(*models.sizes(folder), models.parameters(run.recipe.student.model))
+    taught = {name: loss for name, loss in training.losses.items() if name not in WITHOUT_TEACHER}
+    drawn = all(name == "soft_cross_entropy" and loss.temperature == 1 for name, loss in taught.items())
+    return choose_payload(*models.sizes(folder), models.parameters(run.recipe.student.model), drawn)
+
+
+@contextmanager
+def _said(path: Path) -> Iterator[Callable[[dict[bytes, str]], None]]:
+    """For whom follows a labelling: a file that says which keys the model refused, and whether the labelling failed."""
+    known: list[str] = []
+    write_json(path, {"refused": known, "failed": None})
+
+    def said(refused: dict[bytes, str]) -> None:
+        if len(refused) > len(known):
+            known[:] = [key.hex() for key in refused]
+            write_json(path, {"refused": known, "failed": None})
+
+    try:
+        yield said
+    except BaseException as error:
+        write_json(path, {"refused": known, "failed": str(error) or type(error).__name__})
+        raise
 
 
 def _prompt_parts(side: Teacher | Student) -> Any:
@@ -464,6 +559,7 @@ def _ask(
     store: Store,
     asked: Path,
     todo: list[tuple[np.ndarray, range]],
+    said: Callable[[dict[bytes, str]], None],
 ) -> tuple[dict, dict[bytes, str]]:
     """Have the engine answer what is missing; returns what it took and what was refused."""
     count = sum(len(rows) for rows, _ in todo)
@@ -487,12 +583,15 @@ def _ask(
         prompts.special_tokens(side.prompt),
         actors.hang_minutes * 60,
     )
-    pieces = [p for rows, samples in todo for p in generate.pieces(rows, samples, side.shard_rows, actors.bounds()[1])]
+    shard, most = side.shard_rows, actors.bounds()[1]
+    ordered = [(_in_order(rows, shard, run.recipe.seed), samples) for rows, samples in todo]
+    pieces = [piece for rows, samples in ordered for piece in generate.pieces(rows, samples, shard, most)]
     begun = time.monotonic()
     with run.screen.bar(name, count, "rows") as update:
 
         def landed(sum_: generate.Done) -> None:
             update(sum_.rows, f"{sum_.output_tokens / (time.monotonic() - begun):.0f} tokens/s")
+            said(sum_.refused)
 
         done = generate.label(str(asked), pieces, opening, store, actors, landed)
     seconds = done.ended - done.began  # without the engines' start
@@ -500,6 +599,15 @@ def _ask(
     took |= {"output_tokens": done.output_tokens, "seconds": seconds, "tokens_per_second": done.output_tokens / seconds}
     took |= {"engine_deaths": done.engine_deaths, "replicas": actors.replicas, "threads": opening.threads}
     return took, done.refused
+
+
+def _in_order(rows: np.ndarray, chunk: int, seed: int) -> np.ndarray:
+    """Rising rows in the order of their chunks, which a student that follows has as well."""
+    last = int(rows[-1]) // chunk + 1
+    rank = np.empty(last, np.int64)
+    starts = [part.start // chunk for part in chunk_order(last * chunk, chunk, seed)]
+    rank[starts] = np.arange(last)
+    return rows[np.argsort(rank[rows // chunk], kind="stable")]
 
 
 def _refused_rows(name: str, asked: Path, refused: dict[bytes, str]) -> list[dict]:

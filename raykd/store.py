@@ -144,9 +144,13 @@ class Store:
             return
         data = payloads.encoded(rows)
         if self.closed:
-            with suppress(FileNotFoundError):  # another writer was faster
-                self.fs.rm_file(f"{self.root}/closed.json")
+            self.begin()
         self._put(f"shards/{named}-{hashlib.sha256(data).hexdigest()[:16]}.parquet", data)
+
+    def begin(self) -> None:
+        """Say that a pass writes: readers that follow wait for what is to come."""
+        with suppress(FileNotFoundError):
+            self.fs.rm_file(f"{self.root}/closed.json")
 
     def close(self) -> None:
         """Say that no pass writes: readers that follow come to their end."""
@@ -173,7 +177,7 @@ class Store:
         Samples count from 0 to the first that is missing. Only two columns are read. numpy drops zero bytes at the
         end of a single S16: compare arrays, or take bytes by keys.tobytes().
         """
-        found = [_spans(_names(self._columns(name))) for name in self.shards()]
+        found = [_spans(self.names(name)) for name in self.shards()]
         spans = np.concatenate([np.zeros(0, SPAN), *found])
         del found
         spans.view("S24").sort()  # in place: a store has many keys
@@ -187,6 +191,16 @@ class Store:
             np.maximum.at(held, at[joins], spans["stop"][joins])
             if np.array_equal(held, before):
                 return keys, held
+
+    def names(self, shard: str) -> np.ndarray:
+        """(key, sample) of a shard's rows, as an array of ROW; only these columns are read."""
+        return _names(self._columns(shard))
+
+    def rows(self, shard: str, columns: Iterable[str]) -> pa.Table:
+        """Columns of a shard, decoded as `payloads.decode` says. Raises StoreError where it is damaged."""
+        columns = list(columns)
+        read = {need: None for name in columns for need in payloads.NEEDS.get(name, [name])}
+        return payloads.decode(self._read(shard, list(read)), self.wanted).select(columns)
 
     def texts(self, keys: Iterable[bytes], n: int) -> dict[bytes, list[str]]:
         """Texts of the first n samples of these keys, in their order; a key without a row is left out."""
@@ -337,12 +351,13 @@ class Store:
             raise StoreError(f"{self.path}: {name} cannot be written: {error.strerror or error}") from None
 
 
-def choose_payload(vocabulary: int, hidden: int, student_parameters: int) -> tuple[Payload, str]:
+def choose_payload(vocabulary: int, hidden: int, student_parameters: int, drawn: bool = True) -> tuple[Payload, str]:
     """What payload `auto` stands for where a loss needs the teacher's distribution, and why, in one sentence.
 
     Exact forms win where they cost no more than the top 64: the whole distribution of a small vocabulary; hidden
     states of a narrow teacher, if its head (2 H V FLOP per token) is below 5 % of the student's step (6 FLOP per
-    parameter). Else draws, which are unbiased and smallest (arXiv 2503.16870).
+    parameter). Else draws, which are unbiased and smallest (arXiv 2503.16870), where the losses can do with them
+    (`drawn`), and the top 64 where not.
     """
     if vocabulary <= 64:
         why = f"top_k of {vocabulary}: that is the whole vocabulary, at {6 * vocabulary} bytes per token at most"
@@ -352,6 +367,8 @@ def choose_payload(vocabulary: int, hidden: int, student_parameters: int) -> tup
     cost = f"the teacher's head would add {100 * extra:.1f} % to the student's compute"
     if extra < 0.05 and 2 * hidden <= 384:
         return HiddenPayload(kind="hidden"), f"hidden: exact; {sizes}; {cost}"
+    if not drawn:
+        return TopKPayload(kind="top_k"), f"top_k of 64: draws serve soft_cross_entropy alone; {sizes}; {cost}"
     return SampledPayload(kind="sampled"), f"sampled: unbiased and smallest; {sizes}; {cost}"
 
 

@@ -37,14 +37,16 @@ class Student(nn.Module):
     def forward(
         self, inputs: dict[str, torch.Tensor], labels_BT: torch.Tensor, losses: Sequence[TokenLoss], **more: Any
     ) -> Result:
-        """`token_losses` of a batch; `more` goes to it, with per-position tensors given for all B x T positions.
+        """`token_losses` of a batch; `more` goes to it, with K entries: one per target, row by row.
 
         inputs are input_ids and attention_mask; labels_BT are aligned with the logits, see `batches.collate`.
         """
-        return token_losses(losses, self.logits(inputs, labels_BT), labels_BT.flatten(), columns=self.columns, **more)
+        labels_K = labels_BT[labels_BT != IGNORE]
+        return token_losses(losses, self.logits(inputs, labels_BT), labels_K, columns=self.columns, **more)
 
     def logits(self, inputs: dict[str, torch.Tensor], labels_BT: torch.Tensor) -> HeadLogits:
-        """The logits of all B x T positions, one after the other, not yet multiplied out."""
+        """The logits of the K positions that have a target, row by row, not yet multiplied out."""
+        kept_K = (labels_BT != IGNORE).flatten().nonzero().squeeze(1)
         if not self.causal:
             pad, start = self.model.config.pad_token_id, self.model.config.decoder_start_token_id
             previous = labels_BT[:, :-1].masked_fill(labels_BT[:, :-1] == IGNORE, pad)
@@ -56,7 +58,7 @@ class Student(nn.Module):
         logits = of_layer(layer, met[0].flatten(0, -2), self.scale, self.softcap)
         if self.bias is not None:
             logits = logits._replace(bias=self.bias if logits.bias is None else logits.bias + self.bias)
-        return logits
+        return logits.pick(kept_K)
 
 
 @contextmanager

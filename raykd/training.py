@@ -1,7 +1,8 @@
 """The loop: one for every student and every fine-tuned teacher.
 
 It knows neither Ray nor recipes' files: `train` is a function of a job, given back what a checkpoint holds, that
-calls `report` whenever there is something worth keeping.
+calls `report` whenever there is something worth keeping. Its trajectory depends on the job alone: not on the number
+of workers, on micro-batches, or on how often it was interrupted.
 """
 
 from __future__ import annotations
@@ -9,64 +10,73 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import get_scheduler
 
-from raykd import batches, models
-from raykd.errors import DataError, TrainingError
-from raykd.losses.tokens import IGNORE, Kind, TokenLoss, token_losses
-from raykd.recipe import Checkpoint, FromConfig, Training
-from raykd.run import replaced
+from raykd import batches, checkpoints, encoded, metrics, models, teaching
+from raykd.errors import ModelError, RecipeError, TrainingError
+from raykd.loading import Batch, Cursor, Cutter, Encoding, Lengths, Loader, Micro, Plan, each
+from raykd.losses import divergences
+from raykd.losses.teachers import Side
+from raykd.losses.tokens import IGNORE, Kind, TokenLoss, teacher_uncertainty
+from raykd.recipe import LOSSES, FromStore, InProcess, Loss, Model, Training
+from raykd.run import fingerprint
+from raykd.students import Student
 
 LOG_EVERY = 10  # steps between lines of log.jsonl
-
-
-class Pair(NamedTuple):
-    """An encoded row."""
-
-    id: str
-    source: list[int]
-    target: list[int]
-
-    @property
-    def size(self) -> int:
-        return len(self.source) + len(self.target)
+UNKNOWN_STEPS = 10_000  # what a schedule is drawn over where the number of steps is not known from the start
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training: a model, rows of {id, input, target} where input is the rendered prompt, and where to put it."""
+    """One training: a model, the rows it learns and how they are read, and where to put it.
+
+    source, dev  rows to learn and to judge by; without dev a share of the rows is held out
+    student, teacher  how the student, and a teacher that reads along, read their prompts; the teacher's tokenizer
+                 is its model's folder
+    tokens       the folder where encoded rows are kept; marks: what names the content of (source, dev)
+    """
 
     name: str
-    model: Checkpoint | FromConfig
+    model: Model
     tokenizer: str
     training: Training
-    rows: str
-    dev_rows: str | None
+    source: encoded.Rows | encoded.Stored
+    dev: encoded.Rows | None
+    student: encoded.Reading
     folder: str
+    tokens: str
+    marks: tuple[str, str]
     seed: int
     threads: int
+    teacher: encoded.Reading | None = None
     max_bad_rows: int = 0
-    special_tokens: bool = True  # add the tokenizer's own to inputs; a chat template has written them already
+    parallel: str = "data"
 
 
-def train(job: Job, report: Callable[[dict, Path | None], None], resume: Path | None = None) -> dict:
-    """Train to the end; returns {model, steps, best_step, dev_loss, stopped, bad_rows, stats}.
+def train(
+    job: Job,
+    report: Callable[[dict, Path], None],
+    resume: Path | None = None,
+    scorer: teaching.Scorer | None = None,
+) -> dict:
+    """Train to the end; returns {model, steps, best_step, dev_loss, score, stopped, bad_rows, stats}.
 
-    The model with the best dev loss is written to `<folder>/model` as a Hugging Face folder; metrics go to
-    `<folder>/log.jsonl`. `report(metrics, checkpoint_folder)` is called by every worker at every evaluation; the
-    folder is None except on the first worker. Raises TrainingError for a loss that is not finite, ModelError and
+    The best model is at `<folder>/model`, as a Hugging Face folder; metrics go to `<folder>/log.jsonl`.
+    `report(metrics, checkpoint_folder)` is called by every worker at every evaluation, with a folder that holds its
+    part of a checkpoint and is gone afterwards. Raises TrainingError for a loss that is not finite, ModelError and
     DataError for what does not fit.
     """
     torch.set_num_threads(job.threads)
@@ -74,201 +84,487 @@ def train(job: Job, report: Callable[[dict, Path | None], None], resume: Path | 
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     torch.manual_seed(job.seed)
     tokenizer = models.load_tokenizer(job.tokenizer)
-    model: Any = models.load(job.model, tokenizer)
-    model.to(device)
-    causal = not model.config.is_encoder_decoder
-    pairs, dev, bad = _pairs(job, tokenizer, causal)
-    state = _State(job, model, pairs)
+    columns = _columns(job, tokenizer)
+    student = Student(_model(job, tokenizer), columns).to(device)
+    lengths = Lengths(not student.causal)
+    encodings = _encodings(job, rank)
+    provider = _provider(job, scorer, device, columns)
+    parallel = _parallel(student, job.parallel, device, world)
+    plan = Plan(encodings[0], job.training, job.seed, lengths.sides, _chunks(job), encodings[1])
+    teacher_pad = models.load_tokenizer(job.teacher.tokenizer).pad_token_id if job.teacher else None
+    equal = job.parallel == "fsdp"
+    cutter = Cutter(rank, world, job.training, lengths, tokenizer.pad_token_id, teacher_pad, equal)
+    run = _Run(job, student, parallel, provider, plan, device)
     if resume:
-        state.load(resume)
-    parallel = DistributedDataParallel(model) if world > 1 else model
-    with _Log(Path(job.folder) / "log.jsonl", state.step, rank) as log:
-        for batch in state.batches():
-            rate = float(state.schedule.get_last_lr()[0])
-            mine = [pairs[i] for i in batch[rank::world]]
-            loss, tokens = _step(parallel, state, mine or [pairs[batch[0]]], bool(mine), device, tokenizer, causal)
-            if not math.isfinite(loss):
-                named = ", ".join(pairs[i].id for i in batch[:8]) + (" ..." if len(batch) > 8 else "")
-                at = f"the loss is {loss} at step {state.step + 1}"
-                raise TrainingError(f"{job.name}: {at}; {len(batch)} rows in the batch: {named}")
-            state.advance(tokens)
-            log.step(state, loss, rate)
-            if state.step % job.training.evaluate_every == 0 or state.finished():
-                dev_loss = _dev_loss(model, dev, job, device, tokenizer, causal, rank, world)
-                state.judge(dev_loss)
-                log.dev(state, dev_loss)
-                _checkpoint(state, report, rank, {"step": state.step, "loss": loss, "dev_loss": dev_loss})
-    if rank == 0:
-        assert state.best is not None  # the last step is always judged
-        model.load_state_dict(state.best)
-        with replaced(Path(job.folder) / "model") as folder:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+        run.cursor = Cursor(*run.counters.load(checkpoints.load(resume, parallel_root(parallel), run.optimizer)))
+    with (
+        _Log(Path(job.folder) / "log.jsonl", run.counters.step, rank) as log,
+        Loader(plan, cutter, run.cursor, provider.prepare) as loaded,
+    ):
+        while not run.stopped():
+            begun = time.monotonic()
+            batch = next(loaded)
+            waited = time.monotonic() - begun
+            numbers = run.step(batch)
+            run.counters.add(batch, time.monotonic() - begun, waited)
+            due = run.evaluation_due()
+            if run.counters.step % LOG_EVERY == 0 or due:
+                log.write(run.counters.step, {**numbers, **run.counters.numbers()})
+            if due:
+                judged = run.judge(cutter, tokenizer)
+                log.write(run.counters.step, judged)
+                if run.counters.best_step == run.counters.step:
+                    checkpoints.export(Path(job.folder) / "model", student, tokenizer, rank)
+                _checkpoint(run, report, rank, {"step": run.counters.step, **judged})
+        if _agree(not (Path(job.folder) / "model").exists()):  # a checkpoint outlived the folder
+            checkpoints.export(Path(job.folder) / "model", student, tokenizer, rank)
+    return _result(job, run, encodings, plan)
+
+
+def _result(job: Job, run: _Run, encodings: tuple[Encoding, Encoding | None], plan: Plan) -> dict:
+    abouts = [encoding.about() for encoding in encodings if encoding]
+    counters = run.counters
     return {
         "model": str(Path(job.folder) / "model"),
-        "steps": state.step,
-        "best_step": state.best_step,
-        "dev_loss": state.best_loss,
-        "stopped": state.stopped(),
-        "bad_rows": bad,
+        "steps": counters.step,
+        "best_step": counters.best_step,
+        "dev_loss": counters.best_loss,
+        "score": counters.best,
+        "stopped": run.stopped(),
+        "bad_rows": [bad for about in abouts for bad in about["bad_rows"]],
         "stats": {
-            "rows": len(pairs),
-            "dev_rows": len(dev),
-            "tokens": state.tokens,
-            "seconds": state.seconds,
-            "tokens_per_second": state.tokens / max(state.seconds, 1e-9),
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "rows": plan.rows,
+            "dev_rows": len(plan.dev[1]),
+            "tokens": counters.tokens,
+            "seconds": counters.seconds,
+            "waited_seconds": counters.waited,
+            "tokens_per_second": counters.tokens / max(counters.seconds, 1e-9),
+            "rows_per_second": counters.examples / max(counters.seconds, 1e-9),
+            "padding": 1 - counters.real / max(counters.padded, 1),
+            "cut_targets": sum(about["cut"] for about in abouts),
+            "parameters": sum(p.numel() for p in run.student.parameters()),
+            "trained_parameters": sum(p.numel() for p in run.student.parameters() if p.requires_grad),
             "threads": torch.get_num_threads(),
-            "workers": world,
+            "workers": dist.get_world_size() if dist.is_initialized() else 1,
         },
     }
 
 
-def _step(parallel, state, rows, counted, device, tokenizer, causal) -> tuple[float, int]:
-    """One optimizer step; returns the loss of the global batch and its target tokens.
-
-    The denominator is that of all workers, and the loss is multiplied by their number because data parallel
-    training averages gradients: so a step does not depend on how its batch was cut.
-    """
-    tensors = {k: v.to(device) for k, v in _collate(rows, tokenizer, causal).items()}
-    labels = tensors.pop("labels")
-    if not counted:  # fewer rows than workers: this one takes part with nothing to say
-        labels = torch.full_like(labels, IGNORE)
-    parallel.train()
-    with torch.autocast(device.type, torch.bfloat16, enabled=state.job.training.precision == "bfloat16"):
-        logits = _logits(parallel, tensors, labels, tokenizer.pad_token_id, causal)
-    world = dist.get_world_size() if dist.is_initialized() else 1
-    count = (labels != IGNORE).sum()
-    if world > 1:
-        dist.all_reduce(count)
-    total = _loss(state.loss, logits, labels, count)
-    state.optimizer.zero_grad(set_to_none=True)
-    (total * world).backward()
-    whole = total.detach().double()
-    if world > 1:
-        dist.all_reduce(whole)
-    loss = whole.item()
-    if math.isfinite(loss):
-        torch.nn.utils.clip_grad_norm_(parallel.parameters(), state.job.training.max_grad_norm)
-        state.optimizer.step()
-        state.schedule.step()
-    return loss, int(count.item())
+# ------------------------------------------------------------------------------------------- setting up
 
 
-def _collate(pairs: list[Pair], tokenizer, causal: bool) -> dict[str, torch.Tensor]:
-    return batches.collate([p.source for p in pairs], [p.target for p in pairs], tokenizer.pad_token_id, causal)
+def _model(job: Job, tokenizer: Any) -> Any:
+    settings = job.training
+    model = models.load(job.model, tokenizer)
+    if settings.precision == "float64":
+        model.double()
+    if settings.lora:
+        model = models.with_lora(model, settings.lora)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if settings.lora:
+            model.enable_input_require_grads()
+    return model
 
 
-def _logits(model, tensors, labels, pad, causal) -> torch.Tensor:
-    """Logits aligned with the labels: one position per label, for both kinds of model."""
-    if causal:
-        return model(**tensors).logits
-    plain = model.module if isinstance(model, DistributedDataParallel) else model
-    start = torch.full_like(labels[:, :1], plain.config.decoder_start_token_id)
-    previous = torch.cat([start, labels[:, :-1].masked_fill(labels[:, :-1] == IGNORE, pad)], dim=1)
-    return model(**tensors, decoder_input_ids=previous).logits
+def _columns(job: Job, tokenizer: Any) -> int | None:
+    """How many tokens student and teacher share; None where no loss compares them. Raises ModelError."""
+    if not job.training.needs_teacher():
+        return None
+    if job.teacher is None:
+        raise ModelError(f"{job.name}: {_needy(job.training)} needs a teacher, and these rows have none")
+    return models.shared_columns(tokenizer, models.load_tokenizer(job.teacher.tokenizer))
 
 
-@torch.no_grad()
-def _dev_loss(model, dev, job, device, tokenizer, causal, rank, world) -> float:
-    """Mean loss per target token of the dev rows, over all workers."""
-    model.eval()
-    loss = _token_loss(job.training.loss)
-    total = torch.zeros(2, dtype=torch.float64)
-    for batch in batches.by_length([pair.size for pair in dev], job.training.batch_tokens)[rank::world]:
-        tensors = {k: v.to(device) for k, v in _collate([dev[i] for i in batch], tokenizer, causal).items()}
-        labels = tensors.pop("labels")
-        logits = _logits(model, tensors, labels, tokenizer.pad_token_id, causal)
-        total += torch.tensor([_loss(loss, logits, labels, 1).item(), (labels != IGNORE).sum().item()])
-    if world > 1:
-        total = total.to(device)
-        dist.all_reduce(total)
-    return (total[0] / total[1]).item()
+def _needy(training: Training) -> str:
+    return next(f"losses.{name}" for name in training.losses if name in LOSSES and name != "cross_entropy")
 
 
-class _State:
-    """What a checkpoint holds: weights, optimizer, schedule, cursor, random state, the best so far."""
+def _parallel(student: Student, how: str, device: torch.device, world: int) -> Any:
+    """The student as every worker calls it: alone, data parallel, or in parts (FSDP2)."""
+    blocks = models.blocks(student.model)
+    if how == "fsdp" and dist.is_initialized():
+        mesh = dist.device_mesh.init_device_mesh(device.type, (world,))
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
+        return fully_shard(student, mesh=mesh)
+    return DistributedDataParallel(student) if world > 1 else student
 
-    def __init__(self, job: Job, model, pairs: list[Pair]):
-        settings = job.training
-        self.job, self.model, self.loss = job, model, _token_loss(settings.loss)
-        sides = model.config.is_encoder_decoder  # each is padded on its own
-        self.lengths = np.array([[len(p.source), len(p.target)] if sides else [p.size] for p in pairs])
-        self.epoch_steps = len(self._plan(0))
-        self.total = settings.max_steps or max(1, round((settings.epochs or 0) * self.epoch_steps))
-        plain = [p for n, p in model.named_parameters() if p.ndim < 2 or "norm" in n.lower()]
-        decayed = [p for n, p in model.named_parameters() if not (p.ndim < 2 or "norm" in n.lower())]
-        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
-        warmup = round(settings.warmup_ratio * self.total)
-        self.schedule = get_scheduler(settings.schedule, self.optimizer, warmup, self.total)
-        self.step = self.epoch = self.at = self.tokens = self.best_step = self.worse = 0
-        self.best_loss, self.best, self.seconds = math.inf, None, 0.0
-        self.clock = time.monotonic()
 
-    def _plan(self, epoch: int) -> list[np.ndarray]:
-        return batches.plan(self.lengths, self.job.training.batch_tokens, self.job.seed, epoch)
+def parallel_root(parallel: Any) -> Student:
+    """The student inside what `_parallel` made of it."""
+    return parallel.module if isinstance(parallel, DistributedDataParallel) else parallel
 
-    def batches(self) -> Iterator[np.ndarray]:
-        """Global batches from the cursor on, epoch after epoch, until it is time to stop."""
-        planned = self._plan(self.epoch)
-        while not self.stopped():
-            if self.at == len(planned):
-                self.epoch, self.at = self.epoch + 1, 0
-                planned = self._plan(self.epoch)
-            yield planned[self.at]
-            self.at += 1
 
-    def advance(self, tokens: int) -> None:
-        self.step, self.tokens = self.step + 1, self.tokens + tokens
-        now = time.monotonic()
-        self.seconds, self.clock = self.seconds + now - self.clock, now
+def _chunks(job: Job) -> int | None:
+    """How many chunks a stream will have that the first epoch follows."""
+    if not isinstance(job.source, encoded.Stored) or not job.source.follow:
+        return None
+    return encoded.chunks_of(job.source)
 
-    def finished(self) -> bool:
-        return self.step >= self.total
 
-    def judge(self, dev_loss: float) -> None:
-        """Keep the weights if they are the best so far; otherwise count towards patience."""
-        if not math.isfinite(dev_loss):
-            raise TrainingError(f"{self.job.name}: the dev loss is {dev_loss} at step {self.step}")
-        if dev_loss < self.best_loss:
-            self.best_loss, self.best_step, self.worse = dev_loss, self.step, 0
-            self.best = {k: v.detach().to("cpu", copy=True) for k, v in self.model.state_dict().items()}
-        else:
-            self.worse += 1
+def _encodings(job: Job, rank: int) -> tuple[Encoding, Encoding | None]:
+    """Encoded rows, and encoded dev rows."""
+    settings = job.training
+    rules = (settings.max_input_tokens, settings.max_target_tokens, settings.long_targets, settings.empty_targets)
+    limits = encoded.Limits(*rules, job.max_bad_rows)
+
+    def one(source: encoded.Rows | encoded.Stored, mark: str) -> Encoding:
+        also = job.teacher if _reads_along(settings) else None
+        readers = [job.student, *([also] if also else [])]
+        names = [models.tokenizer_mark(r.tokenizer) for r in readers]
+        how = {**vars(source), "path": None, "prompts": None, "store": None, "follow": None}
+        shown = [[str(r.prompt), [s.input for s in r.shots], [s.target for s in r.shots], r.encoder] for r in readers]
+        path = Path(job.tokens) / f"{fingerprint([mark, names, shown, rules, how])}.arrow"
+        return Encoding(path, rank == 0, lambda part: encoded.write(part, source, job.student, also, limits), _agree)
+
+    return one(job.source, job.marks[0]), one(job.dev, job.marks[1]) if job.dev else None
+
+
+def _reads_along(settings: Training) -> bool:
+    return settings.needs_teacher() and not isinstance(settings.teacher, FromStore)
+
+
+def _agree(value: Any) -> Any:
+    """The first worker's value, on every worker."""
+    if not dist.is_initialized():
+        return value
+    both = [value]
+    dist.broadcast_object_list(both, src=0)
+    return both[0]
+
+
+def _provider(job: Job, scorer: teaching.Scorer | None, device: torch.device, columns: int | None) -> teaching.Provider:
+    settings = job.training
+    if not settings.needs_teacher():
+        return teaching.Nobody()
+    assert job.teacher is not None
+    if isinstance(settings.teacher, InProcess):
+        return teaching.InProcess(job.teacher.tokenizer, settings.teacher.dtype, device, columns)
+    if not isinstance(settings.teacher, FromStore):
+        if scorer is None:
+            raise TrainingError(f"{job.name}: training.teacher: kind actors needs a cluster")
+        return teaching.Asked(scorer, settings.teacher.tail, device)
+    payload = job.source.payload if isinstance(job.source, encoded.Stored) else None
+    if payload is None or payload.kind == "text":
+        found = payload.kind if payload else "texts"
+        raise RecipeError(f"{job.name}: {_needy(settings)} needs the teacher's side, and the rows are {found}")
+    head = teaching.head_of(job.teacher.tokenizer, device, columns) if payload.kind == "hidden" else None
+    return teaching.FromStore(payload, settings.teacher.tail, head, device)
+
+
+def _losses(settings: Training) -> list[TokenLoss]:
+    def one(name: str, loss: Loss) -> TokenLoss:
+        kind: Any = name
+        if ":" in name:  # a user's own
+            module, _, function = name.partition(":")
+            kind = Kind(getattr(importlib.import_module(module), function), teacher=False, target=True)
+        values = loss.model_dump()
+        return TokenLoss(kind, **values)
+
+    return [one(name, loss) for name, loss in settings.losses.items()]
+
+
+# -------------------------------------------------------------------------------------------- the steps
+
+
+class _Counters:
+    """How far a training is; saved with every checkpoint."""
+
+    def __init__(self) -> None:
+        self.step = self.tokens = self.examples = self.padded = self.real = self.best_step = self.worse = 0
+        self.way = self.judged_way = self.seconds = self.waited = 0.0
+        self.best_loss, self.best = math.inf, -math.inf
+
+    def add(self, batch: Batch, seconds: float, waited: float) -> None:
+        self.step, self.tokens, self.examples = self.step + 1, self.tokens + batch.tokens, self.examples + batch.rows
+        self.padded, self.real = self.padded + batch.padded, self.real + batch.real
+        self.way, self.seconds, self.waited = batch.way, self.seconds + seconds, self.waited + waited
+
+    def numbers(self) -> dict[str, float]:
+        rate = self.tokens / max(self.seconds, 1e-9)
+        return {"epoch": self.way, "tokens": self.tokens, "seconds": self.seconds, "tokens_per_second": rate}
+
+    def load(self, held: dict[str, Any]) -> list[int]:
+        """Take over saved ones; returns the cursor."""
+        cursor = held.pop("cursor")
+        vars(self).update(held)
+        return cursor
+
+
+class _Run:
+    """A training that is under way: the student, its optimizer, and how far it is."""
+
+    def __init__(self, job: Job, student: Student, parallel: Any, provider: teaching.Provider, plan: Plan, device: Any):
+        self.job, self.settings, self.student, self.parallel = job, job.training, student, parallel
+        self.provider, self.plan, self.device = provider, plan, device
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.losses, self.counters, self.cursor = _losses(job.training), _Counters(), Cursor()
+        self.optimizer = _optimizer(student, self.settings)
+        self.total = self.settings.max_steps
+        if self.total is None and not plan.follows:
+            self.total = max(1, round((self.settings.epochs or 0) * plan.epoch_batches))
+        self.rate = _schedule(self.settings, self.total or UNKNOWN_STEPS)
+        if self.settings.compile:
+            for block in models.blocks(student.model):
+                block.compile(dynamic=True)
+
+    def progress(self) -> float:
+        """From 0 to 1."""
+        if self.total:
+            return self.counters.step / self.total
+        return self.counters.way / (self.settings.epochs or 1)
 
     def stopped(self) -> str | None:
-        if self.finished():
+        """Why the training is over."""
+        if self.progress() >= 1:
             return "max_steps"
-        patience = self.job.training.patience
-        return "patience" if patience and self.worse >= patience else None
+        patience = self.settings.patience
+        return "patience" if patience and self.counters.worse >= patience else None
 
-    _counters = ("step", "epoch", "at", "tokens", "best_step", "worse", "best_loss", "seconds")
+    def evaluation_due(self) -> bool:
+        every = self.settings.evaluate_every
+        if self.settings.evaluate_unit == "steps":
+            due = self.counters.step % int(every) == 0
+        else:
+            due = math.floor(self.counters.way / every + 1e-9) > math.floor(self.counters.judged_way / every + 1e-9)
+        return due or self.progress() >= 1
 
-    def save(self, folder: Path) -> None:
-        cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-        counters = {name: getattr(self, name) for name in self._counters}
-        counters["at"] += 1  # the batch at the cursor is done
-        held = {"model": self.model.state_dict(), "best": self.best, "optimizer": self.optimizer.state_dict()}
-        held |= {
-            "schedule": self.schedule.state_dict(),
-            "counters": counters,
-            "cpu": torch.get_rng_state(),
-            "cuda": cuda,
+    def step(self, batch: Batch) -> dict[str, float]:
+        """One optimizer step; returns the global batch's loss, its terms, the gradient's norm and the learning rate.
+
+        Every term is divided once, by what the global batch of all workers comes to. Workers' gradients are averaged
+        by what runs them in parallel, so each multiplies by their number.
+        """
+        mixed = hash((self.job.seed, self.counters.step, self.rank)) & 0x7FFFFFFF
+        torch.manual_seed(mixed)  # dropout: so that a resumed training draws what it would have drawn
+        rate = self.settings.learning_rate * self.rate(self.progress())
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.parallel.train()
+        sides = [self.provider.side(micro) for micro in batch.micros]
+        easy, denominators = self._denominators(batch, sides)
+        sums = torch.zeros(1 + len(denominators), dtype=torch.float64, device=self.device)
+        for number, (micro, side) in enumerate(zip(batch.micros, sides, strict=True)):
+            with self._sync(number + 1 == len(batch.micros)):
+                group = None if easy[number] is None else easy[number].to(self.device)
+                result = self._forward(micro, side, self.losses, denominators, group)
+                (result.total * self.world).backward()
+            terms = [result.terms[name].sum for name in denominators]
+            sums += torch.stack([result.total.detach(), *terms]).double()
+        if self.world > 1:
+            dist.all_reduce(sums)
+        loss, *terms = sums.tolist()
+        if not math.isfinite(loss):
+            self._refuse(batch, f"the loss is {loss}")
+        norm = torch.nn.utils.clip_grad_norm_(self.parallel.parameters(), self.settings.max_grad_norm)
+        norm = float(getattr(norm, "full_tensor", lambda: norm)())
+        if not math.isfinite(norm):
+            self._refuse(batch, f"the gradient's norm is {norm}")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.cursor = batch.next
+        means = {name: s / max(float(d), 1e-9) for (name, d), s in zip(denominators.items(), terms, strict=True)}
+        named = means if len(means) > 1 else {}
+        return {"loss": loss, **named, "learning_rate": rate, "gradient_norm": norm}
+
+    def _forward(
+        self, micro: Micro, side: Side | None, losses: Any, denominators: Any, easy: Any, call: Any = None
+    ) -> Any:
+        tensors = {name: tensor.to(self.device, non_blocking=True) for name, tensor in micro.inputs.items()}
+        weights = None if micro.weights_K is None else micro.weights_K.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+            return (call or self.parallel)(
+                tensors,
+                micro.labels_BT.to(self.device),
+                losses,
+                teacher=side,
+                weights_N=weights,
+                denominators=denominators,
+                easy_N=easy,
+            )
+
+    def _denominators(self, batch: Batch, sides: list[Side | None]) -> tuple[list[Any], dict[str, float]]:
+        """atkd's groups of each micro-batch, and of every term what the global batch's weights come to."""
+        whole = float(batch.tokens if self.settings.reduction == "tokens" else batch.rows)
+        found = {loss.name: whole for loss in self.losses if loss.kind != "atkd"}
+        if "atkd" not in self.settings.losses:
+            return [None] * len(sides), found
+        uncertain = [self._uncertainty(m, s) for m, s in zip(batch.micros, sides, strict=True)]
+        easy = self._easy(uncertain)
+        counts = torch.zeros(2, dtype=torch.float64)
+        for micro, group in zip(batch.micros, easy, strict=True):
+            weights = torch.ones(len(group)) if micro.weights_K is None else micro.weights_K
+            counts += torch.stack([weights.double()[group].sum(), weights.double()[~group].sum()])
+        if self.world > 1:
+            counts = counts.to(self.device)
+            dist.all_reduce(counts)
+        return easy, found | dict(zip(("atkd_easy", "atkd_hard"), counts.tolist(), strict=True))
+
+    def _uncertainty(self, micro: Micro, side: Any) -> torch.Tensor:
+        labels_K = micro.labels_BT[micro.labels_BT != IGNORE].to(self.device)
+        return teacher_uncertainty(side, labels_K, self.student.columns).cpu() if len(labels_K) else torch.zeros(0)
+
+    def _easy(self, mine: list[torch.Tensor]) -> list[torch.Tensor]:
+        """ATKD's easy tokens, told from the hard ones over all that every worker gives."""
+        own = torch.cat([torch.zeros(0, dtype=torch.float64), *(one.double() for one in mine)])
+        everyone: list[Any] = [own]
+        if self.world > 1:
+            everyone = [None] * self.world
+            dist.all_gather_object(everyone, own)
+        easy = divergences.easy_tokens(torch.cat(everyone), self.settings.losses["atkd"].hard_share)
+        start = sum(len(one) for one in everyone[: self.rank])
+        return list(easy[start : start + len(own)].split([len(one) for one in mine])) if mine else []
+
+    def _sync(self, last: bool) -> Any:
+        """Gradients go between workers with the last micro-batch alone."""
+        if isinstance(self.parallel, DistributedDataParallel):
+            return nullcontext() if last else self.parallel.no_sync()
+        if hasattr(self.parallel, "set_requires_gradient_sync"):
+            self.parallel.set_requires_gradient_sync(last)
+        return nullcontext()
+
+    def _refuse(self, batch: Batch, what: str) -> None:
+        named = ", ".join(batch.found.id(int(batch.found.row_of[i])) for i in batch.targets[:8])
+        more = " ..." if batch.rows > 8 else ""
+        at = f"{what} at step {self.counters.step + 1}"
+        raise TrainingError(f"{self.job.name}: {at}; {batch.rows} rows in the batch: {named}{more}")
+
+    # ---------------------------------------------------------------------------------------- judging
+
+    def judge(self, cutter: Cutter, tokenizer: Any) -> dict[str, float]:
+        """The dev loss and metrics; counts towards patience where they are no better than the best."""
+        self.parallel.eval()
+        found = {"dev_loss": self._dev_loss(cutter)}
+        if self.settings.dev_metrics:
+            found |= self._answered(cutter, tokenizer)
+        loss, counters = found["dev_loss"], self.counters
+        if not math.isfinite(loss):
+            raise TrainingError(f"{self.job.name}: the dev loss is {loss} at step {counters.step}")
+        value = found[self.settings.choose_by]
+        score = -value if metrics.lower_is_better(self.settings.choose_by) else value
+        if score > counters.best:
+            counters.best, counters.best_loss, counters.best_step, counters.worse = score, loss, counters.step, 0
+        else:
+            counters.worse += 1
+        counters.judged_way = counters.way
+        return found
+
+    @torch.no_grad()
+    def _dev_loss(self, cutter: Cutter) -> float:
+        """The training loss of the dev rows; of rows of which the teacher's side is not known, cross entropy."""
+        known = self.job.dev is None or not isinstance(self.settings.teacher, FromStore)
+        losses = self.losses if known else [TokenLoss("cross_entropy")]
+        provider = self.provider if known else teaching.Nobody()
+        sums: dict[str, torch.Tensor] = {}
+        factors: dict[str, float] = {}
+        for loss in losses:
+            factors |= {n: f for n, (f, _) in loss.parts(torch.ones(0), torch.ones(0, dtype=torch.bool)).items()}
+        easy = None
+        if "atkd_easy" in factors:
+            uncertain = []
+            for micro in each(*self.plan.dev, cutter):
+                provider.prepare(micro)
+                uncertain.append(self._uncertainty(micro, provider.side(micro)))
+            easy = self._easy(uncertain)
+        for number, micro in enumerate(each(*self.plan.dev, cutter)):
+            provider.prepare(micro)
+            group = easy[number].to(self.device) if easy else None
+            result = self._forward(micro, provider.side(micro), losses, None, group, parallel_root(self.parallel))
+            for name in factors:
+                term = torch.stack([x.double() for x in result.terms[name]])
+                sums[name] = sums.get(name, torch.zeros_like(term)) + term
+        totals = [sums.get(name, torch.zeros(2, dtype=torch.float64, device=self.device)) for name in factors]
+        both = torch.stack(totals)
+        if self.world > 1:
+            dist.all_reduce(both)
+        return sum(f * (s / max(d, 1e-9)) for f, (s, d) in zip(factors.values(), both.tolist(), strict=True))
+
+    @torch.no_grad()
+    def _answered(self, cutter: Cutter, tokenizer: Any) -> dict[str, float]:
+        """Metrics of greedy answers to the first dev rows, against their targets."""
+        found, targets = self.plan.dev
+        targets = targets[: self.settings.dev_answer_rows]
+        model, pad = self.student.model, tokenizer.pad_token_id
+        pieces = batches.by_length(found.source_lengths[found.row_of[targets]].tolist(), self.settings.batch_tokens)
+        mine, answers = pieces[self.rank :: self.world], {}
+        rounds = -(-len(pieces) // self.world)
+        for number in range(rounds):
+            piece = mine[number] if number < len(mine) else pieces[0]
+            sources = [found.source(int(found.row_of[i])) for i in targets[piece]]
+            side = batches.pad_right if not self.student.causal else batches.pad_left
+            tensors = {n: t.to(self.device) for n, t in side(sources, pad).items()}
+            written = model.generate(
+                **tensors,
+                max_new_tokens=self.settings.dev_answer_tokens,
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=pad,
+                eos_token_id=tokenizer.eos_token_id,
+                synced_gpus=cutter.equal and self.world > 1,
+            )
+            texts = tokenizer.batch_decode(
+                written[:, tensors["input_ids"].shape[1] :] if self.student.causal else written,
+                skip_special_tokens=True,
+            )
+            if number < len(mine):
+                answers |= dict(zip(piece.tolist(), texts, strict=True))
+        everyone: list[Any] = [answers]
+        if self.world > 1:
+            everyone = [None] * self.world
+            dist.all_gather_object(everyone, answers)
+        whole = {place: text for part in everyone for place, text in part.items()}
+        right = [
+            [text]
+            for text in tokenizer.batch_decode([found.target(i).tolist() for i in targets], skip_special_tokens=True)
+        ]
+        texts = [whole[i].strip() for i in range(len(targets))]
+        return {
+            name: metrics.get(name)(texts, [[r.strip() for r in one] for one in right])
+            for name in self.settings.dev_metrics
         }
-        torch.save(held, folder / "state.pt")
 
-    def load(self, folder: Path) -> None:
-        held = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
-        self.model.load_state_dict(held["model"])
-        self.optimizer.load_state_dict(held["optimizer"])
-        self.schedule.load_state_dict(held["schedule"])
-        self.best = held["best"]
-        torch.set_rng_state(held["cpu"])
-        if held["cuda"] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(held["cuda"])
-        for name, value in held["counters"].items():
-            setattr(self, name, value)
+
+def _optimizer(student: Student, settings: Training) -> torch.optim.AdamW:
+    """AdamW; vectors and norms do not decay."""
+    named = [(n, p) for n, p in student.named_parameters() if p.requires_grad]
+    plain = [p for n, p in named if p.ndim < 2 or "norm" in n.lower()]
+    decayed = [p for n, p in named if not (p.ndim < 2 or "norm" in n.lower())]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, fused=True)
+
+
+def _schedule(settings: Training, steps: int) -> Callable[[float], float]:
+    """The learning rate's factor by progress, of a schedule of transformers over so many steps. Raises RecipeError."""
+    drawn = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    try:
+        made: Any = get_scheduler(
+            settings.schedule,
+            drawn,
+            round(settings.warmup_ratio * steps),
+            steps,
+            scheduler_specific_kwargs=settings.schedule_options or None,
+        )
+        factor = made.lr_lambdas[0]
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise RecipeError(f"training.schedule {settings.schedule!r}: {str(error).splitlines()[0]}") from None
+    return lambda progress: factor(progress * steps)
+
+
+# --------------------------------------------------------------------------------------- what is kept
+
+
+def _checkpoint(run: _Run, report: Callable[[dict, Path], None], rank: int, metrics: dict) -> None:
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".checkpoint-{rank}-", dir=run.job.folder))
+    except OSError as error:
+        raise TrainingError(f"{run.job.folder}: the checkpoint cannot be written: {error.strerror}") from None
+    try:
+        cursor = {**vars(run.counters), "cursor": list(run.cursor)}
+        checkpoints.save(folder, parallel_root(run.parallel), run.optimizer, cursor, rank)
+        report(metrics, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Log:
@@ -295,72 +591,6 @@ class _Log:
         if self.file:
             self.file.close()
 
-    def step(self, state: _State, loss: float, learning_rate: float) -> None:
-        if self.file and (state.step % LOG_EVERY == 0 or state.finished()):
-            line = {"step": state.step, "loss": loss, "learning_rate": learning_rate, "tokens": state.tokens}
-            self.file.write(json.dumps({**line, "seconds": state.seconds}) + "\n")
-
-    def dev(self, state: _State, loss: float) -> None:
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
         if self.file:
-            self.file.write(json.dumps({"step": state.step, "dev_loss": loss}) + "\n")
-
-
-def _checkpoint(state: _State, report, rank: int, metrics: dict) -> None:
-    if rank:
-        report(metrics, None)
-        return
-    folder = Path(state.job.folder) / f".checkpoint-{os.getpid()}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        state.save(folder)
-        report(metrics, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _loss(loss: TokenLoss, logits_BTV: torch.Tensor, labels_BT: torch.Tensor, over: torch.Tensor | int) -> torch.Tensor:
-    """The sum over counted positions, divided by `over`."""
-    return token_losses([loss], logits_BTV.flatten(0, 1), labels_BT.flatten(), denominators={loss.name: over}).total
-
-
-def _token_loss(name: str) -> TokenLoss:
-    """A loss by its name, or a user's module:function (student_NV, at_N) -> values_N."""
-    if ":" in name:
-        module, function = name.split(":")
-        return TokenLoss(Kind(getattr(importlib.import_module(module), function), teacher=False, target=True))
-    return TokenLoss(name)
-
-
-def _pairs(job: Job, tokenizer, causal: bool) -> tuple[list[Pair], list[Pair], list[str]]:
-    """Encoded training and dev pairs, and what was left out; without dev rows a share of the rows, by the seed."""
-    pairs, bad = _encode(job, job.rows, tokenizer, causal)
-    if job.dev_rows:
-        dev, bad_dev = _encode(job, job.dev_rows, tokenizer, causal)
-        bad += bad_dev
-    else:
-        order = np.random.default_rng([job.seed, 17]).permutation(len(pairs))
-        held = max(1, round(job.training.holdout * len(pairs)))
-        pairs, dev = [pairs[i] for i in sorted(order[held:])], [pairs[i] for i in sorted(order[:held])]
-    if len(bad) > job.max_bad_rows:
-        raise DataError(f"{job.name}: {bad[-1]} ({len(bad)} such rows, {job.max_bad_rows} tolerated)")
-    if not pairs or not dev:
-        raise DataError(f"{job.name}: {len(pairs)} rows to train on and {len(dev)} to judge by are too few")
-    return pairs, dev, bad
-
-
-def _encode(job: Job, path: str, tokenizer, causal: bool) -> tuple[list[Pair], list[str]]:
-    with open(path, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    sources = models.encode_inputs(tokenizer, [r["input"] for r in rows], not causal, job.special_tokens)
-    targets = models.encode_targets(tokenizer, [r["target"] for r in rows])
-    pairs = [Pair(r["id"], s, t) for r, s, t in zip(rows, sources, targets, strict=True)]
-    good, bad = [], []
-    for pair in pairs:
-        for side, limit in (("source", job.training.max_input_tokens), ("target", job.training.max_target_tokens)):
-            if len(getattr(pair, side)) > limit:
-                bad.append(f"row {pair.id}: {side} of {len(getattr(pair, side))} tokens, at most {limit}")
-                break
-        else:
-            good.append(pair)
-    return good, bad
+            self.file.write(json.dumps({"step": step, **numbers}) + "\n")

@@ -90,7 +90,7 @@ def label(
         stream = ray.data.from_arrow(blocks).map_batches(
             _Labeller,
             fn_constructor_args=(opening, store, prompts, actors.max_failures),
-            batch_size=None,  # a block at once
+            batch_size=per_block,  # a block at once
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
                 min_size=min(max(1, least), len(blocks)),

@@ -22,7 +22,7 @@ def demands(recipe: Recipe) -> list[tuple[str, dict[str, float], int]]:
     cluster = recipe.cluster
     return [
         ("cluster.teacher", cluster.teacher.resources, max(1, cluster.teacher.bounds()[0])),
-        ("cluster.student", cluster.student.resources, cluster.student.workers),
+        ("cluster.student", cluster.student.resources, cluster.student.bounds()[0]),
         (
             "cluster.labelling_students",
             cluster.labelling_students.resources,

@@ -13,9 +13,10 @@ import torch.distributed as dist
 from ray import train as ray_train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from raykd.cluster import resources
+from raykd.cluster import resources, score
 from raykd.errors import RaykdError, TrainingError
 from raykd.recipe import Cluster
+from raykd.run import fingerprint
 
 if TYPE_CHECKING:
     from raykd.training import Job
@@ -26,9 +27,8 @@ POLL = 1.0  # seconds between looks at a training's log, for the bars
 def _worker(config: dict) -> dict:
     """The body of a Ray Train worker."""
 
-    def report(metrics: dict, folder: Path | None) -> None:
-        checkpoint = ray_train.Checkpoint.from_directory(str(folder)) if folder else None
-        ray_train.report(metrics, checkpoint=checkpoint)
+    def report(metrics: dict, folder: Path) -> None:
+        ray_train.report(metrics, checkpoint=ray_train.Checkpoint.from_directory(str(folder)))
 
     from raykd import training  # here, so that Ray's own processes need not load torch and transformers
 
@@ -36,16 +36,16 @@ def _worker(config: dict) -> dict:
     held = ray_train.get_checkpoint()
     try:
         with held.as_directory() if held else nullcontext() as folder:
-            return training.train(job, report, Path(folder) if folder else None)
+            return training.train(job, report, Path(folder) if folder else None, config["scorer"])
     except RaykdError as error:  # not a lost worker: trying again would end the same way
         return {"error": str(error)}
 
 
 def together(count: int, cluster: Cluster) -> tuple[int, int]:
     """How many of `count` trainings run at the same time, and the CPU threads of each of their workers."""
-    workers = cluster.student
-    at_once = min(count, resources.at_once(workers.resources, workers.workers, cluster))
-    return at_once, resources.threads(workers.threads, at_once * workers.workers)
+    workers, (least, most) = cluster.student, cluster.student.bounds()
+    at_once = min(count, resources.at_once(workers.resources, least, cluster))
+    return at_once, resources.threads(workers.threads, at_once * most)
 
 
 def fit(job: Job, cluster: Cluster, progress: Callable[[int, str], None]) -> dict:
@@ -56,36 +56,43 @@ def fit(job: Job, cluster: Cluster, progress: Callable[[int, str], None]) -> dic
     """
     workers = cluster.student
     gpu = workers.resources.get("GPU", 0) > 0
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"job": job},
-        # a cluster may count GPUs where torch has none, as tests of placement do
-        torch_config=TorchConfig(backend="nccl" if gpu and dist.is_nccl_available() else "gloo"),
-        scaling_config=ray_train.ScalingConfig(
-            num_workers=workers.workers,
-            use_gpu=gpu,
-            resources_per_worker=dict(workers.resources),
-        ),
-        run_config=ray_train.RunConfig(
-            name="checkpoints",  # the same name in the same folder: Ray goes on from the last checkpoint
-            storage_path=str(Path(job.folder).absolute()),
-            failure_config=ray_train.FailureConfig(max_failures=workers.max_failures),
-            checkpoint_config=ray_train.CheckpointConfig(num_to_keep=2),
-        ),
-    )
     ended = threading.Event()
     watcher = threading.Thread(target=_watch, args=(job, progress, ended), daemon=True)
-    watcher.start()
-    try:
-        result: Any = trainer.fit().return_value
-    except ray_train.TrainingFailedError as error:
-        raise TrainingError(_cause(job, error)) from error
-    finally:
-        ended.set()
-        watcher.join()
+    with score.scorers(job, cluster) as scorer:
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"job": job, "scorer": scorer},
+            # a cluster may count GPUs where torch has none, as tests of placement do
+            torch_config=TorchConfig(backend="nccl" if gpu and dist.is_nccl_available() else "gloo"),
+            scaling_config=ray_train.ScalingConfig(
+                num_workers=workers.workers,
+                use_gpu=gpu,
+                resources_per_worker=dict(workers.resources),
+            ),
+            run_config=ray_train.RunConfig(
+                # the same name in the same place: Ray goes on from the last checkpoint
+                name=f"{Path(job.folder).name}-{_mark(job)}" if workers.storage else "checkpoints",
+                storage_path=workers.storage or str(Path(job.folder).absolute()),
+                failure_config=ray_train.FailureConfig(max_failures=workers.max_failures),
+                checkpoint_config=ray_train.CheckpointConfig(num_to_keep=job.training.keep_checkpoints),
+            ),
+        )
+        watcher.start()
+        try:
+            result: Any = trainer.fit().return_value
+        except ray_train.TrainingFailedError as error:
+            raise TrainingError(_cause(job, error)) from error
+        finally:
+            ended.set()
+            watcher.join()
     if "error" in result:
         raise TrainingError(result["error"])
     return result
+
+
+def _mark(job: Job) -> str:
+    """What names a training in a storage that others use as well."""
+    return fingerprint([job.folder, job.marks, job.training.model_dump(), job.model.model_dump(), job.seed])
 
 
 def _cause(job: Job, error: ray_train.TrainingFailedError) -> str:

@@ -40,3 +40,8 @@ def get(name: str) -> Metric:
     if not callable(found):
         raise RecipeError(f"metrics: {name}: {module} has no function {function}")
     return found
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether less of a metric is better."""
+    return metric.endswith(("_rate", "loss"))
