@@ -306,6 +306,13 @@ class Teacher(Section):
     licence: str = "not stated"
 
 
+class Push(Section):
+    """Where to publish on the Hugging Face hub; the token is the hub's own: HF_TOKEN, or `hf auth login`."""
+
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name; made where there is none")
+    private: bool = True
+
+
 class Student(Section):
     """The model that is trained, and deployed."""
 
@@ -315,6 +322,7 @@ class Student(Section):
     engine: Engine = TransformersEngine(kind="transformers")
     sampling: Sampling = Sampling()
     shard_rows: int = Field(default=4096, ge=1, description="inputs per shard of the store: what a kill can cost")
+    push_to_hub: Push | None = Field(default=None, description="publish the student and its card")
 
 
 # --------------------------------------------------------------------------------------- methods and arms
