@@ -446,6 +446,13 @@ class Teacher(Section):
     licence: str = "not stated"
 
 
+class Push(Section):
+    """Where to publish on the Hugging Face hub; the token is the hub's own: HF_TOKEN, or `hf auth login`."""
+
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name; made where there is none")
+    private: bool = True
+
+
 class Student(Section):
     """The model that is trained, and deployed."""
 
@@ -455,6 +462,7 @@ class Student(Section):
     engine: Engine = TransformersEngine(kind="transformers")
     sampling: Sampling = Sampling()
     shard_rows: int = Field(default=4096, ge=1, description="inputs per shard of the store: what a kill can cost")
+    push_to_hub: Push | None = Field(default=None, description="publish the student and its card")
 
 
 # --------------------------------------------------------------------------------------- methods and arms
@@ -566,6 +574,42 @@ class Cluster(Section):
     wait_minutes: float = Field(default=10, gt=0, description="how long to wait for resources that may still come")
 
 
+# ---------------------------------------------------------------------------------------------- trackers
+
+
+class Wandb(Section):
+    """Weights & Biases: a W&B run per training. The key is W&B's own: WANDB_API_KEY, or `wandb login`."""
+
+    kind: Literal["wandb"]
+    project: str = Field(min_length=1)
+    entity: str | None = Field(default=None, description="user or team; default: that of the key")
+    mode: Literal["online", "offline"] = Field(
+        default="online", description="offline: kept in the training's folder, for `wandb sync`"
+    )
+
+
+class Mlflow(Section):
+    """MLflow: an MLflow run per training. User and password are MLflow's own: MLFLOW_TRACKING_USERNAME, ..."""
+
+    kind: Literal["mlflow"]
+    tracking_uri: str = Field(description="https://host, or file:///folder; sqlite:///file needs the whole of mlflow")
+    experiment: str = Field(min_length=1, description="made where there is none")
+
+    @model_validator(mode="after")
+    def _an_address_without_secrets(self) -> Mlflow:
+        scheme, separator, rest = self.tracking_uri.partition("://")
+        if not separator and scheme != "databricks":
+            raise ValueError(f"tracking_uri: expected https://host or file:///folder, found {self.tracking_uri!r}")
+        if "@" in rest.split("/")[0]:
+            raise ValueError(
+                "tracking_uri: a recipe holds no secrets; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        return self
+
+
+Tracker = Annotated[Wandb | Mlflow, Field(discriminator="kind")]
+
+
 class Recipe(Section):
     """One run."""
 
@@ -581,6 +625,9 @@ class Recipe(Section):
     arms: Arms = Arms()
     metrics: list[str] = Field(default=[], description="names in raykd.metrics.METRICS, or module:function")
     cluster: Cluster = Cluster()
+    trackers: list[Tracker] = Field(
+        default=[], description="where trainings log to, beside log.jsonl and TensorBoard; does not change the run"
+    )
 
     @model_validator(mode="after")
     def _fields_serve(self) -> Recipe:
@@ -630,6 +677,9 @@ class Recipe(Section):
             raise ValueError("teacher.sampling.seeded: only vllm seeds each sample, the engine is transformers")
         if self.student.sampling.n > 1:
             raise ValueError("student.sampling.n does nothing above 1: a student answers once")
+        kinds = [tracker.kind for tracker in self.trackers]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError(f"trackers: {max(kinds, key=kinds.count)} is given twice")
         return self
 
 
@@ -691,17 +741,18 @@ def resolve(recipe: Recipe) -> Recipe:
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """Fields whose values differ and that change what a run computes, as `field: old -> new`."""
-
-    def flat(value: Any, at: str) -> dict[str, Any]:
-        if isinstance(value, dict) and value:
-            return {k: v for key, part in value.items() for k, v in flat(part, f"{at}.{key}" if at else key).items()}
-        return {at: value}
-
-    skip = {"cluster", "description"}
-    left = flat(old.model_dump(mode="json", exclude=skip), "")
-    right = flat(new.model_dump(mode="json", exclude=skip), "")
+    skip: Any = {"cluster": True, "description": True, "trackers": True, "student": {"push_to_hub"}}
+    left = flat(old.model_dump(mode="json", exclude=skip))
+    right = flat(new.model_dump(mode="json", exclude=skip))
     names = [*left, *(name for name in right if name not in left)]
     return [f"{n}: {left.get(n)!r} -> {right.get(n)!r}" for n in names if left.get(n) != right.get(n)]
+
+
+def flat(value: Any, at: str = "") -> dict[str, Any]:
+    """Nested settings as `section.field` -> value; an empty section is a value."""
+    if isinstance(value, dict) and value:
+        return {k: v for key, part in value.items() for k, v in flat(part, f"{at}.{key}" if at else key).items()}
+    return {at: value}
 
 
 def _override(tree: dict, text: str) -> None:
@@ -723,6 +774,10 @@ def _one_line(error: Any) -> str:
     """One validation error as `field: what is wrong`, with the nearest known name for an unknown key."""
     at, known = [], Recipe
     for part in error["loc"]:
+        if isinstance(part, int) and get_origin(known) is list:
+            at.append(str(part))
+            known = get_args(known)[0]
+            continue
         models = _models(known)
         tags = [m for m in models if "kind" in m.model_fields and part in get_args(m.model_fields["kind"].annotation)]
         if tags and not any(part in m.model_fields for m in models):

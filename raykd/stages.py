@@ -6,6 +6,7 @@ Pipelines call these in the order of their paper's algorithm; what a stage needs
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import itertools
 import json
 import math
@@ -127,8 +128,12 @@ def _counted(items: Iterable[Any], update: Callable[[int], None]) -> Iterator[An
 
 
 def check(run: Run) -> None:
-    """Refuse, before anything starts, what could only fail later: missing models, unknown metrics."""
+    """Refuse, before anything starts, what could only fail later: missing models, packages, unknown metrics."""
     recipe = run.recipe
+    for tracker in recipe.trackers:
+        found = importlib.util.find_spec(tracker.kind)
+        if found is None or found.origin is None:  # W&B leaves folders of its own name, which pass for packages
+            raise RecipeError(f"trackers: {tracker.kind} is not installed: pip install raykd[{tracker.kind}]")
     for name in recipe.metrics:
         metrics.get(name)
     for model in (recipe.teacher.model, recipe.student.model):

@@ -39,7 +39,9 @@ def locked(extra: str) -> dict[str, str]:
 @pytest.mark.parametrize("extra", LOCKS)
 def test_locks_hold_the_versions_of_pyproject(extra):
     extras = PROJECT["optional-dependencies"]
-    wanted = pins(PROJECT["dependencies"] + sum((extras[name] for name in ("run", extra, "demo", "test")), []))
+    wanted = pins(
+        PROJECT["dependencies"] + sum((extras[name] for name in ("run", extra, "demo", "test", "wandb", "mlflow")), [])
+    )
     lock = locked(extra)
     assert len(wanted) > 15
     assert {name: lock.get(name) for name in wanted} == wanted
