@@ -113,6 +113,17 @@ class FromConfig(Section):
 
 
 Model = Annotated[Checkpoint | FromConfig, Field(discriminator="kind")]
+Task = Literal["generation", "classification", "regression", "span"]  # span: extractive question answering
+
+
+def _labels_serve(task: Task, labels: list[str] | None) -> None:
+    if task != "classification":
+        if labels is not None:
+            raise ValueError(f"labels do nothing: the task is {task}")
+    elif labels is None:
+        raise ValueError("a classification needs labels, the names of its classes in order")
+    elif len(labels) < 2 or len(set(labels)) < len(labels):
+        raise ValueError(f"labels: expected two names or more, all different, found {labels}")
 
 
 class Training(Section):
@@ -294,6 +305,10 @@ class Teacher(Section):
     """The model that writes pseudo-targets."""
 
     model: Model
+    task: Task = Field(default="generation", description="span is extractive question answering")
+    labels: list[str] | None = Field(
+        default=None, description="of a classification: the names of its classes, in order"
+    )
     fine_tune: Training | None = Field(default=None, description="train it on data.gold first")
     prompt: Prompt = Field(default="{input}", description="a template around each input, or a section")
     engine: Engine = VllmEngine(kind="vllm")
@@ -305,16 +320,30 @@ class Teacher(Section):
     shard_rows: int = Field(default=1024, ge=1, description="inputs per shard of the store: what a kill can cost")
     licence: str = "not stated"
 
+    @model_validator(mode="after")
+    def _fields_serve(self) -> Teacher:
+        _labels_serve(self.task, self.labels)
+        return self
+
 
 class Student(Section):
     """The model that is trained, and deployed."""
 
     model: Model
+    task: Task = Field(default="generation", description="span is extractive question answering")
+    labels: list[str] | None = Field(
+        default=None, description="of a classification: the names of its classes, in order"
+    )
     training: Training
     prompt: Prompt = Field(default="{input}", description="a template around each input, or a section")
     engine: Engine = TransformersEngine(kind="transformers")
     sampling: Sampling = Sampling()
     shard_rows: int = Field(default=4096, ge=1, description="inputs per shard of the store: what a kill can cost")
+
+    @model_validator(mode="after")
+    def _fields_serve(self) -> Student:
+        _labels_serve(self.task, self.labels)
+        return self
 
 
 # --------------------------------------------------------------------------------------- methods and arms
@@ -428,19 +457,23 @@ class Recipe(Section):
         if from_config and self.tokenizer is None:
             raise ValueError("a model of kind config needs the section tokenizer")
         if self.tokenizer is not None and not from_config:
-            raise ValueError("tokenizer does nothing: both models are checkpoints and bring their own")
+            raise ValueError("tokenizer does nothing: both models are pretrained and bring their own")
         if self.teacher.fine_tune and self.data.gold is None:
             raise ValueError("teacher.fine_tune needs data.gold")
         if self.data.gold is not None and not self.teacher.fine_tune:
             raise ValueError("data.gold does nothing without teacher.fine_tune")
         if self.teacher.model.kind == "config" and not self.teacher.fine_tune:
             raise ValueError("a teacher of kind config has random weights: it needs teacher.fine_tune")
+        if self.teacher.labels and self.student.labels and self.teacher.labels != self.student.labels:
+            raise ValueError(
+                f"teacher.labels {self.teacher.labels} and student.labels {self.student.labels} must be the same"
+            )
         if self.arms.distilled and self.method.kind == "distill":
             raise ValueError("arms.distilled does nothing: the method is distill already")
         if self.arms.gold_only and self.data.dev is None:
             raise ValueError("arms.gold_only needs data.dev to choose its checkpoint")
         if self.arms.gold_only and self.arms.gold_only.settings and self.student.model.kind != "config":
-            raise ValueError("arms.gold_only.settings do nothing: student.model is a checkpoint")
+            raise ValueError("arms.gold_only.settings do nothing: student.model is pretrained")
         if self.data.test is not None and not self.metrics:
             raise ValueError("data.test does nothing without metrics")
         if self.metrics and self.data.test is None:

@@ -42,7 +42,8 @@ class HeadLogits(NamedTuple):
 
     def pick(self, rows_K: torch.Tensor) -> HeadLogits:
         """The given rows alone; under autocast in its type, as a layer would compute."""
-        features, weights = [x[rows_K] for x in self.features], list(self.weights)
+        every = len(rows_K) == self.rows
+        features, weights = [x if every else x[rows_K] for x in self.features], list(self.weights)
         kind = features[0].device.type
         if torch.is_autocast_enabled(kind):
             to = torch.get_autocast_dtype(kind)
