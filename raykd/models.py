@@ -7,8 +7,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from raykd import cuts
 from raykd.errors import ModelError
-from raykd.recipe import FromConfig, Model, PretrainedTokenizer, Task, Tokenizer
+from raykd.recipe import Cut, FromConfig, Model, PretrainedTokenizer, Task, Tokenizer
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
@@ -120,6 +121,8 @@ def load(spec: Model, tokenizer: Any, task: Task = "generation", labels: list[st
         model = family.from_config(config)
     else:
         model = family.from_pretrained(local(spec.path), config=config, dtype="float32")
+    if isinstance(spec, Cut):
+        model = cuts.cut(model, spec)
     embedding: Any = model.get_input_embeddings()
     width = embedding.weight.shape[0]
     if width < len(tokenizer):
@@ -167,6 +170,8 @@ def parameters(spec: Model) -> int:
         config = AutoConfig.for_model(spec.model_type, **{**spec.settings, "vocab_size": 1})
     else:
         config = _pretrained(spec.path)
+    if isinstance(spec, Cut):
+        config = cuts.configuration(config, spec)
     with torch.device("meta"):
         return sum(p.numel() for p in AutoModel.from_config(config).parameters())
 
@@ -178,6 +183,14 @@ def is_encoder_decoder(spec: Model) -> bool:
     if isinstance(spec, FromConfig):
         return bool(AutoConfig.for_model(spec.model_type).is_encoder_decoder)
     return _pretrained(spec.path).is_encoder_decoder
+
+
+def check(spec: Model) -> None:
+    """Raises ModelError where a pretrained model is not to be had, or lacks a layer that is to be kept."""
+    if isinstance(spec, Cut):
+        cuts.configuration(_pretrained(spec.path), spec)
+    elif not isinstance(spec, FromConfig):
+        local(spec.path)
 
 
 PROBES = (

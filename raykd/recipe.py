@@ -112,7 +112,30 @@ class FromConfig(Section):
     settings: dict[str, Any] = {}
 
 
-Model = Annotated[Checkpoint | FromConfig, Field(discriminator="kind")]
+class Cut(Section):
+    """Some layers of a pretrained model, with its embeddings, norms, head and tokenizer; layers are counted from 0."""
+
+    kind: Literal["cut"]
+    path: str = Field(description="the larger model: a Hugging Face folder or hub name")
+    layers: list[int] | None = Field(default=None, description="to keep, of a decoder-only or encoder-only model")
+    encoder_layers: list[int] | None = Field(default=None, description="to keep, of an encoder-decoder; default: all")
+    decoder_layers: list[int] | None = Field(default=None, description="to keep, of an encoder-decoder; default: all")
+
+    @model_validator(mode="after")
+    def _layers_serve(self) -> Cut:
+        sides = {"encoder_layers": self.encoder_layers, "decoder_layers": self.decoder_layers}
+        given = {name: kept for name, kept in {"layers": self.layers, **sides}.items() if kept is not None}
+        if not given:
+            raise ValueError("give layers, or for an encoder-decoder model encoder_layers, decoder_layers or both")
+        if self.layers is not None and len(given) > 1:
+            raise ValueError("layers is for models of one side: it does not go with encoder_layers or decoder_layers")
+        for name, kept in given.items():
+            if not kept or kept[0] < 0 or any(later <= layer for layer, later in zip(kept, kept[1:], strict=False)):
+                raise ValueError(f"{name}: expected one layer or more, from 0 and rising, found {kept}")
+        return self
+
+
+Model = Annotated[Checkpoint | FromConfig | Cut, Field(discriminator="kind")]
 Task = Literal["generation", "classification", "regression", "span"]  # span: extractive question answering
 
 
@@ -464,6 +487,8 @@ class Recipe(Section):
             raise ValueError("data.gold does nothing without teacher.fine_tune")
         if self.teacher.model.kind == "config" and not self.teacher.fine_tune:
             raise ValueError("a teacher of kind config has random weights: it needs teacher.fine_tune")
+        if self.teacher.model.kind == "cut" and not self.teacher.fine_tune:
+            raise ValueError("a teacher of kind cut lacks layers it was trained with: it needs teacher.fine_tune")
         if self.teacher.labels and self.student.labels and self.teacher.labels != self.student.labels:
             raise ValueError(
                 f"teacher.labels {self.teacher.labels} and student.labels {self.student.labels} must be the same"

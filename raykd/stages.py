@@ -33,6 +33,7 @@ from raykd.recipe import (
     Chat,
     Checkpoint,
     FileRows,
+    FromConfig,
     Model,
     Payload,
     Student,
@@ -120,13 +121,12 @@ def _counted(items: Iterable[Any], update: Callable[[int], None]) -> Iterator[An
 
 
 def check(run: Run) -> None:
-    """Refuse, before anything starts, what could only fail later: missing models, unknown metrics."""
+    """Refuse, before anything starts, what could only fail later: missing models and layers, unknown metrics."""
     recipe = run.recipe
     for name in recipe.metrics:
         metrics.get(name)
     for model in (recipe.teacher.model, recipe.student.model):
-        if isinstance(model, Checkpoint):
-            models.local(model.path)
+        models.check(model)
     for side, field in ((recipe.teacher, "teacher"), (recipe.student, "student")):
         if side.engine.kind == "vllm" and models.is_encoder_decoder(side.model):
             raise RecipeError(
@@ -226,7 +226,7 @@ def train(
 
 def _train(run: Run, name: str, lesson: Lesson, side: Teacher | Student, shared: str, threads: int) -> dict[str, Any]:
     model, training = lesson.model or side.model, lesson.training or run.recipe.student.training
-    render = _renderer(side, model.path if isinstance(model, Checkpoint) else shared)
+    render = _renderer(side, shared if isinstance(model, FromConfig) else model.path)
     files = {"rows": lesson.examples, **({"dev": lesson.dev} if lesson.dev else {})}
     texts = {
         file: _lines({"id": e.id, "input": render(e.input), "target": e.target} for e in examples)
@@ -244,7 +244,7 @@ def _train(run: Run, name: str, lesson: Lesson, side: Teacher | Student, shared:
         job = Job(
             name=name,
             model=model,
-            tokenizer=model.path if isinstance(model, Checkpoint) else shared,
+            tokenizer=shared if isinstance(model, FromConfig) else model.path,
             training=training,
             rows=str(folder / "rows.jsonl"),
             dev_rows=str(folder / "dev.jsonl") if lesson.dev else None,

@@ -6,7 +6,7 @@ from transformers import AutoModelForMaskedLM
 
 from raykd.errors import ModelError
 from raykd.models import build_tokenizer, load, load_tokenizer, shared_columns
-from raykd.recipe import Checkpoint, FromConfig, WordsTokenizer
+from raykd.recipe import Checkpoint, Cut, FromConfig, WordsTokenizer
 
 BERT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
 LLAMA = {**BERT, "num_key_value_heads": 2}
@@ -51,15 +51,19 @@ def test_a_model_has_the_head_of_its_task(kind, shared_tokenizer):
     assert span.start_logits.shape == span.end_logits.shape == (2, 4)
 
 
-def test_a_pretrained_encoder_gets_a_head_and_keeps_its_body(shared_tokenizer, tmp_path):
+def test_a_pretrained_encoder_gets_a_head_and_keeps_its_body_cut_or_whole(shared_tokenizer, tmp_path):
     tokenizer = load_tokenizer(shared_tokenizer)
     config = load(from_config("bert"), tokenizer, "regression").config
     body = AutoModelForMaskedLM.from_config(config)
     body.save_pretrained(tmp_path)
-    made = load(Checkpoint(kind="checkpoint", path=str(tmp_path)), tokenizer, "classification", ["no", "yes"])
-    assert made.config.label2id == {"no": 0, "yes": 1} and made.classifier.weight.shape == (2, 16)
-    kept, whole = made.bert.encoder.layer[2], body.bert.encoder.layer[2]
-    assert torch.equal(kept.output.dense.weight, whole.output.dense.weight)
+    for spec, last in (
+        (Checkpoint(kind="checkpoint", path=str(tmp_path)), 2),
+        (Cut(kind="cut", path=str(tmp_path), layers=[0, 2]), 1),
+    ):
+        made = load(spec, tokenizer, "classification", ["no", "yes"])
+        assert made.config.label2id == {"no": 0, "yes": 1} and made.classifier.weight.shape == (2, 16)
+        kept, whole = made.bert.encoder.layer[last], body.bert.encoder.layer[2]
+        assert torch.equal(kept.output.dense.weight, whole.output.dense.weight)
 
 
 def test_a_trained_classifier_keeps_the_order_of_its_classes(shared_tokenizer, tmp_path):
