@@ -7,8 +7,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from raykd import cuts
 from raykd.errors import ModelError
-from raykd.recipe import Checkpoint, FromConfig, Lora, PretrainedTokenizer, Tokenizer
+from raykd.recipe import Cut, FromConfig, Lora, Model, PretrainedTokenizer, Task, Tokenizer
 from raykd.run import fingerprint
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
@@ -97,18 +98,32 @@ def configuration(spec: FromConfig, tokenizer: Any) -> Any:
     return AutoConfig.for_model(spec.model_type, **{**ids, **spec.settings})
 
 
-def load(spec: Checkpoint | FromConfig, tokenizer: Any) -> Any:
-    """A model in float32 on the CPU, as wide as the tokenizer needs. Random weights come from torch's seed."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+def load(spec: Model, tokenizer: Any, task: Task = "generation", labels: list[str] | None = None) -> Any:
+    """A model in float32 on the CPU, as wide as the tokenizer needs, with the head of its task.
 
-    config = (
-        AutoConfig.from_pretrained(local(spec.path)) if isinstance(spec, Checkpoint) else configuration(spec, tokenizer)
-    )
-    family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    if isinstance(spec, Checkpoint):
-        model = family.from_pretrained(local(spec.path), dtype="float32")
+    Random weights, such as those of a head that a checkpoint lacks, come from torch's seed. labels are the names of a
+    classification's classes, in order. Raises ModelError for what does not fit.
+    """
+    import transformers
+
+    config = configuration(spec, tokenizer) if isinstance(spec, FromConfig) else _pretrained(spec.path)
+    if task == "generation":
+        family: Any = getattr(transformers, f"AutoModelFor{'Seq2SeqLM' if config.is_encoder_decoder else 'CausalLM'}")
     else:
+        family = getattr(
+            transformers, f"AutoModelFor{'QuestionAnswering' if task == 'span' else 'SequenceClassification'}"
+        )
+        if type(config) not in family._model_mapping:
+            raise ModelError(f"transformers has no {config.model_type} model for the task {task}")
+        config.pad_token_id = tokenizer.pad_token_id
+        if task != "span":
+            _name_classes(config, labels, "" if isinstance(spec, FromConfig) else spec.path)
+    if isinstance(spec, FromConfig):
         model = family.from_config(config)
+    else:
+        model = family.from_pretrained(local(spec.path), config=config, dtype="float32")
+    if isinstance(spec, Cut):
+        model = cuts.cut(model, spec)
     embedding: Any = model.get_input_embeddings()
     width = embedding.weight.shape[0]
     if width < len(tokenizer):
@@ -146,6 +161,29 @@ def tokenizer_mark(path: str) -> str:
     return fingerprint([what, tokenizer.special_tokens_map, tokenizer.chat_template])
 
 
+def _pretrained(path: str) -> Any:
+    """The configuration of a pretrained model."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(local(path))
+
+
+def _name_classes(config: Any, labels: list[str] | None, path: str) -> None:
+    """Make a configuration that of a classification by the labels, of a regression without; path: its checkpoint's.
+
+    Raises ModelError where the checkpoint has been trained to tell other classes apart.
+    """
+    before = [config.id2label[i] for i in sorted(config.id2label)]
+    trained = path and any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
+    named = before != [f"LABEL_{i}" for i in range(len(before))]
+    if trained and (len(before) != len(labels or [""]) or (labels and named and before != labels)):
+        raise ModelError(f"{path} has been trained for the classes {before}, in this order, not {labels or 'a number'}")
+    names = labels or ["LABEL_0"]
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: i for i, name in enumerate(names)}
+    config.problem_type = "single_label_classification" if labels else "regression"
+
+
 def sizes(folder: Path) -> tuple[int, int]:
     """Vocabulary and hidden size of a model, from its configuration."""
     from transformers import AutoConfig
@@ -154,27 +192,36 @@ def sizes(folder: Path) -> tuple[int, int]:
     return config.vocab_size, config.hidden_size
 
 
-def parameters(spec: Checkpoint | FromConfig) -> int:
+def parameters(spec: Model) -> int:
     """Parameters of a model, counted without making them; embeddings of a model from a configuration are left out."""
     import torch
     from transformers import AutoConfig, AutoModel
 
-    config = (
-        AutoConfig.from_pretrained(local(spec.path))
-        if isinstance(spec, Checkpoint)
-        else AutoConfig.for_model(spec.model_type, **{**spec.settings, "vocab_size": 1})
-    )
+    if isinstance(spec, FromConfig):
+        config = AutoConfig.for_model(spec.model_type, **{**spec.settings, "vocab_size": 1})
+    else:
+        config = _pretrained(spec.path)
+    if isinstance(spec, Cut):
+        config = cuts.configuration(config, spec)
     with torch.device("meta"):
         return sum(p.numel() for p in AutoModel.from_config(config).parameters())
 
 
-def is_encoder_decoder(spec: Checkpoint | FromConfig) -> bool:
+def is_encoder_decoder(spec: Model) -> bool:
     """Whether a model reads its input with an encoder of its own."""
     from transformers import AutoConfig
 
-    if isinstance(spec, Checkpoint):
-        return AutoConfig.from_pretrained(local(spec.path)).is_encoder_decoder
-    return bool(AutoConfig.for_model(spec.model_type).is_encoder_decoder)
+    if isinstance(spec, FromConfig):
+        return bool(AutoConfig.for_model(spec.model_type).is_encoder_decoder)
+    return _pretrained(spec.path).is_encoder_decoder
+
+
+def check(spec: Model) -> None:
+    """Raises ModelError where a pretrained model is not to be had, or lacks a layer that is to be kept."""
+    if isinstance(spec, Cut):
+        cuts.configuration(_pretrained(spec.path), spec)
+    elif not isinstance(spec, FromConfig):
+        local(spec.path)
 
 
 PROBES = (

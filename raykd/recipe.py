@@ -112,7 +112,41 @@ class FromConfig(Section):
     settings: dict[str, Any] = {}
 
 
-Model = Annotated[Checkpoint | FromConfig, Field(discriminator="kind")]
+class Cut(Section):
+    """Some layers of a pretrained model, with its embeddings, norms, head and tokenizer; layers are counted from 0."""
+
+    kind: Literal["cut"]
+    path: str = Field(description="the larger model: a Hugging Face folder or hub name")
+    layers: list[int] | None = Field(default=None, description="to keep, of a decoder-only or encoder-only model")
+    encoder_layers: list[int] | None = Field(default=None, description="to keep, of an encoder-decoder; default: all")
+    decoder_layers: list[int] | None = Field(default=None, description="to keep, of an encoder-decoder; default: all")
+
+    @model_validator(mode="after")
+    def _layers_serve(self) -> Cut:
+        sides = {"encoder_layers": self.encoder_layers, "decoder_layers": self.decoder_layers}
+        given = {name: kept for name, kept in {"layers": self.layers, **sides}.items() if kept is not None}
+        if not given:
+            raise ValueError("give layers, or for an encoder-decoder model encoder_layers, decoder_layers or both")
+        if self.layers is not None and len(given) > 1:
+            raise ValueError("layers is for models of one side: it does not go with encoder_layers or decoder_layers")
+        for name, kept in given.items():
+            if not kept or kept[0] < 0 or any(later <= layer for layer, later in zip(kept, kept[1:], strict=False)):
+                raise ValueError(f"{name}: expected one layer or more, from 0 and rising, found {kept}")
+        return self
+
+
+Model = Annotated[Checkpoint | FromConfig | Cut, Field(discriminator="kind")]
+Task = Literal["generation", "classification", "regression", "span"]  # span: extractive question answering
+
+
+def _labels_serve(task: Task, labels: list[str] | None) -> None:
+    if task != "classification":
+        if labels is not None:
+            raise ValueError(f"labels do nothing: the task is {task}")
+    elif labels is None:
+        raise ValueError("a classification needs labels, the names of its classes in order")
+    elif len(labels) < 2 or len(set(labels)) < len(labels):
+        raise ValueError(f"labels: expected two names or more, all different, found {labels}")
 
 
 LOSSES = (
@@ -434,6 +468,10 @@ class Teacher(Section):
     """The model that writes pseudo-targets."""
 
     model: Model
+    task: Task = Field(default="generation", description="span is extractive question answering")
+    labels: list[str] | None = Field(
+        default=None, description="of a classification: the names of its classes, in order"
+    )
     fine_tune: Training | None = Field(default=None, description="train it on data.gold first")
     prompt: Prompt = Field(default="{input}", description="a template around each input, or a section")
     engine: Engine = VllmEngine(kind="vllm")
@@ -444,6 +482,11 @@ class Teacher(Section):
     )
     shard_rows: int = Field(default=1024, ge=1, description="inputs per shard of the store: what a kill can cost")
     licence: str = "not stated"
+
+    @model_validator(mode="after")
+    def _fields_serve(self) -> Teacher:
+        _labels_serve(self.task, self.labels)
+        return self
 
 
 class Push(Section):
@@ -457,12 +500,21 @@ class Student(Section):
     """The model that is trained, and deployed."""
 
     model: Model
+    task: Task = Field(default="generation", description="span is extractive question answering")
+    labels: list[str] | None = Field(
+        default=None, description="of a classification: the names of its classes, in order"
+    )
     training: Training
     prompt: Prompt = Field(default="{input}", description="a template around each input, or a section")
     engine: Engine = TransformersEngine(kind="transformers")
     sampling: Sampling = Sampling()
     shard_rows: int = Field(default=4096, ge=1, description="inputs per shard of the store: what a kill can cost")
     push_to_hub: Push | None = Field(default=None, description="publish the student and its card")
+
+    @model_validator(mode="after")
+    def _fields_serve(self) -> Student:
+        _labels_serve(self.task, self.labels)
+        return self
 
 
 # --------------------------------------------------------------------------------------- methods and arms
@@ -635,7 +687,7 @@ class Recipe(Section):
         if from_config and self.tokenizer is None:
             raise ValueError("a model of kind config needs the section tokenizer")
         if self.tokenizer is not None and not from_config:
-            raise ValueError("tokenizer does nothing: both models are checkpoints and bring their own")
+            raise ValueError("tokenizer does nothing: both models are pretrained and bring their own")
         if self.teacher.fine_tune and self.data.gold is None:
             raise ValueError("teacher.fine_tune needs data.gold")
         sequences = self.student.training.sequences.kind
@@ -657,12 +709,18 @@ class Recipe(Section):
                 raise ValueError("student.training.teacher: gold targets are not in the store: in_process or actors")
         if self.teacher.model.kind == "config" and not self.teacher.fine_tune:
             raise ValueError("a teacher of kind config has random weights: it needs teacher.fine_tune")
+        if self.teacher.model.kind == "cut" and not self.teacher.fine_tune:
+            raise ValueError("a teacher of kind cut lacks layers it was trained with: it needs teacher.fine_tune")
+        if self.teacher.labels and self.student.labels and self.teacher.labels != self.student.labels:
+            raise ValueError(
+                f"teacher.labels {self.teacher.labels} and student.labels {self.student.labels} must be the same"
+            )
         if self.arms.distilled and self.method.kind == "distill":
             raise ValueError("arms.distilled does nothing: the method is distill already")
         if self.arms.gold_only and self.data.dev is None:
             raise ValueError("arms.gold_only needs data.dev to choose its checkpoint")
         if self.arms.gold_only and self.arms.gold_only.settings and self.student.model.kind != "config":
-            raise ValueError("arms.gold_only.settings do nothing: student.model is a checkpoint")
+            raise ValueError("arms.gold_only.settings do nothing: student.model is pretrained")
         if self.data.test is not None and not self.metrics:
             raise ValueError("data.test does nothing without metrics")
         if self.metrics and self.data.test is None:

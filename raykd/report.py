@@ -296,7 +296,13 @@ def _summary(found: dict[str, Any], recipe: recipes.Recipe) -> str:
 
 
 def _model(model: recipes.Model) -> str:
-    return model.path if isinstance(model, recipes.Checkpoint) else f"{model.model_type} from random weights"
+    if isinstance(model, recipes.FromConfig):
+        return f"{model.model_type} from random weights"
+    if isinstance(model, recipes.Checkpoint):
+        return model.path
+    sides = {"layers": model.layers, "encoder layers": model.encoder_layers, "decoder layers": model.decoder_layers}
+    kept = [f"{side} {', '.join(map(str, layers))}" for side, layers in sides.items() if layers]
+    return f"{' and '.join(kept)} of {model.path}"
 
 
 def _span(seconds: float) -> str:

@@ -36,6 +36,7 @@ from raykd.recipe import (
     Chat,
     Checkpoint,
     FileRows,
+    FromConfig,
     FromStore,
     Model,
     Payload,
@@ -128,7 +129,7 @@ def _counted(items: Iterable[Any], update: Callable[[int], None]) -> Iterator[An
 
 
 def check(run: Run) -> None:
-    """Refuse, before anything starts, what could only fail later: missing models, packages, unknown metrics."""
+    """Refuse, before anything starts, what could only fail later: missing models, layers, packages, metrics."""
     recipe = run.recipe
     for tracker in recipe.trackers:
         found = importlib.util.find_spec(tracker.kind)
@@ -137,8 +138,7 @@ def check(run: Run) -> None:
     for name in recipe.metrics:
         metrics.get(name)
     for model in (recipe.teacher.model, recipe.student.model):
-        if isinstance(model, Checkpoint):
-            models.local(model.path)
+        models.check(model)
     for side, field in ((recipe.teacher, "teacher"), (recipe.student, "student")):
         if side.engine.kind == "vllm" and models.is_encoder_decoder(side.model):
             raise RecipeError(
@@ -242,7 +242,7 @@ def _train(
     from raykd.encoded import Rows
 
     model, training = lesson.model or side.model, lesson.training or run.recipe.student.training
-    folder = model.path if isinstance(model, Checkpoint) else shared
+    folder = shared if isinstance(model, FromConfig) else model.path
     teacher = fine_tuned(run, rows) if training.needs_teacher() else None
     given = lesson.examples
     files = {"dev": lesson.dev} if lesson.dev else {}

@@ -59,6 +59,16 @@ def test_there_are_shipped_recipes():
         ("teacher.model={kind: config, model_type: llama}", ["needs the section tokenizer"]),
         ("teacher.fine_tune={learning_rate: 1, max_steps: 1}", ["teacher.fine_tune needs data.gold"]),
         ("student.sampling={n: 2, temperature: 1}", ["student.sampling.n"]),
+        ("student.model={kind: cut, path: big}", ["student.model: give layers, or"]),
+        ("student.model={kind: cut, path: big, layers: []}", ["student.model: layers: expected one layer or more"]),
+        ("student.model={kind: cut, path: big, layers: [2, 0]}", ["from 0 and rising, found [2, 0]"]),
+        ("student.model={kind: cut, path: big, decoder_layers: [-1]}", ["decoder_layers: expected", "found [-1]"]),
+        ("student.model={kind: cut, path: big, layers: [0], encoder_layers: [0]}", ["it does not go with"]),
+        ("student.model={kind: cut, path: big, layer: [0]}", ["student.model.layer: unknown key", "layers"]),
+        ("teacher.model={kind: cut, path: big, layers: [0]}", ["a teacher of kind cut", "needs teacher.fine_tune"]),
+        ("student.labels=[a, b]", ["student: labels do nothing: the task is generation"]),
+        ("student.task=classification", ["student: a classification needs labels"]),
+        ("teacher={model: {kind: checkpoint, path: t}, task: classification, labels: [a, a]}", ["all different"]),
         ("nonsense", ["override 'nonsense'", "section.field=value"]),
         ("name.deeper=1", ["name is no section"]),
     ],
@@ -94,6 +104,13 @@ def test_overrides_reach_their_field(small):
         "seed: 0 -> 7",
         "student.training.learning_rate: 0.001 -> 0.5",
     ]  # the cluster does not change what a run computes
+
+
+def test_both_sides_name_the_classes_alike(small):
+    sides = ["student.task=classification", "student.labels=[ham, spam]", "teacher.task=classification"]
+    assert recipe.load(small, [*sides, "teacher.labels=[ham, spam]"]).teacher.labels == ["ham", "spam"]
+    with pytest.raises(RecipeError, match=r"teacher.labels \['spam', 'ham'\] and student.labels .* must be the same"):
+        recipe.load(small, [*sides, "teacher.labels=[spam, ham]"])
 
 
 def test_resolving_makes_paths_absolute_and_leaves_hub_names(small, tmp_path, monkeypatch):

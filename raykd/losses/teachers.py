@@ -28,6 +28,10 @@ class TopK(NamedTuple):
     tail: str = "bucket"
     target_logprobs: torch.Tensor | None = None
 
+    @property
+    def rows(self) -> int:
+        return len(self.ids)
+
     def pick(self, rows_K: torch.Tensor) -> TopK:
         target = None if self.target_logprobs is None else self.target_logprobs[rows_K]
         return TopK(self.ids[rows_K], self.logprobs[rows_K], self.tail, target)
@@ -38,6 +42,10 @@ class Sampled(NamedTuple):
 
     ids: torch.Tensor
     counts: torch.Tensor
+
+    @property
+    def rows(self) -> int:
+        return len(self.ids)
 
     def pick(self, rows_K: torch.Tensor) -> Sampled:
         return Sampled(self.ids[rows_K], self.counts[rows_K])

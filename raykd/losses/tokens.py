@@ -112,7 +112,7 @@ class TokenLoss:
 
 def token_losses(
     losses: Sequence[TokenLoss],
-    student: torch.Tensor | HeadLogits,
+    student: torch.Tensor | Logits | HeadLogits,
     labels_N: torch.Tensor,
     teacher: torch.Tensor | Side | None = None,
     *,
@@ -138,8 +138,12 @@ def token_losses(
     """
     counted = labels_N != IGNORE if weights_N is None else (labels_N != IGNORE) & (weights_N != 0)
     kept_K = counted.nonzero().squeeze(1)
-    labels_K, student_K, teacher_K = labels_N[kept_K], _side(student).pick(kept_K), _side(teacher)
-    teacher_K = None if teacher_K is None else teacher_K.pick(kept_K)
+    labels_K, student_N, teacher_N = labels_N[kept_K], _side(student), _side(teacher)
+    for who, side in (("student", student_N), ("teacher", teacher_N)):
+        if side is not None and side.rows != len(labels_N):
+            raise ValueError(f"the {who}'s side has {side.rows} positions, the labels have {len(labels_N)}")
+    student_K = student_N.pick(kept_K)
+    teacher_K = None if teacher_N is None else teacher_N.pick(kept_K)
     if columns is not None:
         student_K = student_K.cut(columns)
         teacher_K = teacher_K.cut(columns) if isinstance(teacher_K, Logits | HeadLogits) else teacher_K

@@ -68,6 +68,12 @@ def test_positions_without_a_target_never_reach_the_output_layer():
     assert found.total.isfinite()
 
 
+def test_rows_that_are_all_counted_are_not_copied():
+    logits = HeadLogits((torch.randn(5, 3),), (torch.randn(7, 3),))
+    assert logits.pick(torch.arange(5)).features[0] is logits.features[0]
+    assert torch.equal(logits.pick(torch.tensor([1, 4])).features[0], logits.features[0][[1, 4]])
+
+
 def test_one_chunk_of_logits_exists_at_a_time(monkeypatch):
     seen = []
     product = HeadLogits.product
