@@ -1,27 +1,52 @@
 """Sequence-level distillation (Kim and Rush 2016): the student learns what the teacher answers."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from raykd import stages
-from raykd.recipe import Loss, PseudoTargets
+from raykd.recipe import Distill, Loss, PseudoTargets
 from raykd.run import Run
 from raykd.stages import Example, Labels, Lesson, Sets
 
 
 def run(run: Run) -> str:
     """Teacher, pseudo-targets, student; returns the student's folder."""
-    rows = stages.read_rows(run)
-    labelled = taught(run, rows)
-    trained = stages.train(run, rows, {"distilled": Lesson(labelled), **gold_only(run, rows)})
+    rows, method = stages.read_rows(run), run.recipe.method
+    lessons = gold_only(run, rows)
+    if isinstance(method, Distill) and method.overlap:
+        trained = stages.following(
+            run, partial(labels, run), lambda given: stages.train(run, rows, {"distilled": lesson(run, rows, given)})
+        )
+        taught(run, rows)
+        trained |= stages.train(run, rows, lessons)
+    else:
+        taught(run, rows)
+        trained = stages.train(run, rows, {"distilled": lesson(run, rows, labels(run)), **lessons})
     score(run, rows, trained)
-    return trained["distilled"]["model"]
+    student = trained["distilled"]["model"]
+    stages.publish(run, student)
+    return student
 
 
-def labels(run: Run) -> Labels:
-    """The teacher's answers to the unlabelled and the test inputs, asked together so that its engine starts once."""
+def lesson(run: Run, rows: Sets, given: Labels) -> Lesson:
+    """What the student learns: the teacher's answers, and the gold targets that its sequences ask for."""
+    if run.recipe.student.training.sequences.kind == "pseudo_targets":
+        return Lesson(given)
+    return Lesson(replace(given, sources=(0, 2), gold=rows.file("gold")))
+
+
+def labels(run: Run, begun: Callable[[Labels], None] = lambda given: None) -> Labels:
+    """The teacher's answers to the unlabelled and the test inputs, asked together so that its engine starts once.
+
+    Those to the gold inputs as well, where the student learns both. `begun` is called before the first answer.
+    """
     rows = stages.read_rows(run)
-    sources = [rows.file(name) for name in ("unlabelled", "test") if name in rows.names]
-    return stages.label(run, "teacher/labels", stages.fine_tuned(run, rows), run.recipe.teacher, sources)
+    sources: list[Path | list[Example]] = [rows.file("unlabelled"), rows.file("test") if "test" in rows.names else []]
+    if run.recipe.student.training.sequences.kind != "pseudo_targets":
+        sources.append(rows.file("gold"))
+    return stages.label(run, "teacher/labels", stages.fine_tuned(run, rows), run.recipe.teacher, sources, begun=begun)
 
 
 def taught(run: Run, rows: Sets) -> list[Example]:

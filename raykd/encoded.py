@@ -86,8 +86,9 @@ class Reading:
 
 @dataclass(frozen=True)
 class Limits:
-    """What becomes of rows that do not fit; as in `recipe.Training`."""
+    """What becomes of rows that do not fit, as in `recipe.Training`; and whose rows they are, for messages."""
 
+    name: str
     input_tokens: int
     target_tokens: int
     long_targets: str
@@ -127,9 +128,11 @@ def write(
     encoder = _Encoder(student, teacher, limits, labels, kind)
     found = _of_store(source) if isinstance(source, Stored) else _of_file(source)
     try:
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, encoder.schema) as out:
+        with pa.OSFile(str(path), "wb") as file:
+            out = pa.ipc.new_stream(file, encoder.schema)
             for rows in found:
                 out.write_batch(encoder.batch(rows))
+            out.close()  # only here: it writes the mark of the end
         about = {"rows": encoder.rows, "bad_rows": encoder.bad, "cut": encoder.cut, "missing": encoder.missing}
         path.with_suffix(".json").write_text(json.dumps(about))
     except OSError as error:
@@ -200,7 +203,8 @@ class _Encoder:
         if reason:
             self.bad.append(f"row {name}: {reason}")
             if len(self.bad) > limits.bad_rows:
-                raise DataError(f"{self.bad[-1]} ({len(self.bad)} such rows, {limits.bad_rows} tolerated)")
+                counted = f"(bad row {len(self.bad)}, {limits.bad_rows} tolerated)"
+                raise DataError(f"{limits.name}: {self.bad[-1]} {counted}")
         return good
 
     def _cut(self, ids: Any, target: Target) -> tuple[Any, Target]:

@@ -171,8 +171,12 @@ class Loss(Section):
     weight: float = Field(default=1.0, ge=0)
     temperature: float = Field(default=1.0, gt=0)
     squared: bool | None = Field(default=None, description="times temperature squared; default: as its paper has it")
-    easy_weight: float = Field(default=0.2, ge=0, le=1, description="atkd alone: the easy group's share of the loss")
-    hard_share: float = Field(default=0.5, gt=0, lt=1, description="atkd alone: the share of tokens that is hard")
+    easy_weight: float | None = Field(
+        default=None, ge=0, le=1, description="atkd alone: the easy group's share of the loss, 0.2 unless given"
+    )
+    hard_share: float | None = Field(
+        default=None, gt=0, lt=1, description="atkd alone: the share of tokens that is hard, 0.5 unless given"
+    )
     options: dict[str, Any] = Field(default={}, description="those of its function in raykd.losses.divergences")
 
 
@@ -305,9 +309,9 @@ class Training(Section):
                 raise ValueError(
                     f"losses.{name}: no such loss; " + (f"did you mean {near[0]}?" if near else "see docs/losses.md")
                 )
-            groups = loss.model_fields_set & {"easy_weight", "hard_share"}
+            groups = [n for n in ("easy_weight", "hard_share") if getattr(loss, n) is not None]
             if name != "atkd" and groups:
-                raise ValueError(f"losses.{name}.{sorted(groups)[0]} does nothing: it is atkd's")
+                raise ValueError(f"losses.{name}.{groups[0]} does nothing: it is atkd's")
         if self.evaluate_unit == "steps" and self.evaluate_every != int(self.evaluate_every):
             raise ValueError(f"evaluate_every: expected whole steps, found {self.evaluate_every:g}")
         if self.choose_by != "dev_loss" and self.choose_by not in self.dev_metrics:

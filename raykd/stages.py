@@ -15,9 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +27,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raykd import data, metrics, models, prompts
+from raykd import card, data, metrics, models, prompts
+from raykd import recipe as recipes
 from raykd.data import Example, chunk_order
 from raykd.errors import DataError, RecipeError
 from raykd.recipe import (
@@ -282,14 +283,62 @@ def _train(
             threads=threads,
             max_bad_rows=run.tolerated(),
             parallel=run.recipe.cluster.student.parallel,
+            task=side.task,
+            labels=tuple(side.labels) if side.labels else None,
+            trackers=tuple(run.recipe.trackers),
         )
         with run.screen.bar(name, training.max_steps or _steps(training, given), "steps") as update:
             result = fit(job, run.recipe.cluster, update)
         stats = result.pop("stats")
+        _write_card(run, name, model, training, side, Path(result["model"]), stats)
         result["bad_rows"] = [{"file": name, "line": None, "reason": reason} for reason in result["bad_rows"]]
         return result, {**stats, "bad_rows": len(result["bad_rows"])}
 
     return run.stage(name, "train", {**inputs, "seed": run.recipe.seed, **marks}, work)
+
+
+def _write_card(
+    run: Run, name: str, model: Model, training: Training, side: Teacher | Student, folder: Path, stats: dict[str, Any]
+) -> None:
+    """The model card of a model that was trained."""
+    recipe, method = run.recipe, run.recipe.method
+    unlabelled = recipe.data.unlabelled
+    source = (
+        getattr(unlabelled, "path", None) or getattr(unlabelled, "name", None) or getattr(unlabelled, "function", "")
+    )
+    began = model.path if not isinstance(model, FromConfig) else None
+    facts = card.Card(
+        name=recipe.name,
+        arm=name,
+        method=" ".join(f"{value} {key}" if key != "kind" else value for key, value in method.model_dump().items()),
+        teacher=_named(recipe.teacher.model) if side is not recipe.teacher else "none: this is the teacher",
+        student=_named(model),
+        data=f"{source}: {stats['rows']} rows, {stats['dev_rows']} to judge by; licence: {recipe.data.licence}",
+        losses=", ".join(f"{loss.weight:g} {kind}" for kind, loss in training.losses.items()),
+        command=f"raykd run {recipe.name}.yaml",
+        recipe=recipes.dump(recipe),
+        seed=recipe.seed,
+        base_model=began,
+        versions=_environment()["packages"],
+    )
+    card.write_card(folder, facts)
+
+
+def _named(model: Model) -> str:
+    return f"{model.model_type} from random weights" if isinstance(model, FromConfig) else model.path
+
+
+def publish(run: Run, model: str) -> None:
+    """Put a student on the hub, where the recipe asks for it."""
+    push = run.recipe.student.push_to_hub
+    if push is None:
+        return
+
+    def work(_: Path) -> tuple[dict, dict]:
+        return {"address": card.push(Path(model), push.repo, push.private)}, {}
+
+    address = run.stage("publish", "publish", {"repo": push.repo, "model": models.content_hash(Path(model))}, work)
+    run.screen.say(f"published: {address['address']}")
 
 
 def _reading(side: Teacher | Student, folder: str, encoder: bool) -> Reading:
@@ -670,6 +719,21 @@ def together(run: Run, calls: dict[str, Callable[[], Any]]) -> list[Any]:
         run.passes = 1
 
 
+def following(
+    run: Run, label: Callable[[Callable[[Labels], None]], Labels], train: Callable[[Labels], dict[str, dict[str, Any]]]
+) -> dict[str, dict[str, Any]]:
+    """Train on labels while they are still written: `label(begun)` and `train(labels)` at the same time."""
+    _connect(run)  # here: a local Ray ends with the thread that started it
+    begun: Future[Labels] = Future()
+    with ThreadPoolExecutor(1) as pool:
+        labelling = pool.submit(label, begun.set_result)
+        wait([begun, labelling], return_when=FIRST_COMPLETED)
+        given = begun.result() if begun.done() else labelling.result()
+        trained = train(replace(given, follow=True))
+        labelling.result()
+    return trained
+
+
 # ------------------------------------------------------------------------------------------- evaluation
 
 
@@ -685,6 +749,8 @@ def evaluate(run: Run, arm: str, model: str, side: Teacher | Student, test: list
         rows = ({"id": e.id, "input": e.input, "answer": a, "right": e.right_answers()} for a, e in scored)
         write_text(folder / "answers.jsonl", _lines(rows))
         values = _scores(run, [a for a, _ in scored], [e for _, e in scored])
+        if (Path(model) / "README.md").exists():
+            card.scored(Path(model), values)
         return {"arm": arm, "rows": len(test), "metrics": values, "model": model}, {"rows": len(test)}
 
     inputs = {"answers": fingerprint(sorted(found.items())), "metrics": run.recipe.metrics}

@@ -8,12 +8,11 @@ of workers, on micro-batches, or on how often it was interrupted.
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +30,10 @@ from raykd.loading import Batch, Cursor, Cutter, Encoding, Lengths, Loader, Micr
 from raykd.losses import divergences
 from raykd.losses.teachers import Side
 from raykd.losses.tokens import IGNORE, Kind, TokenLoss, teacher_uncertainty
-from raykd.recipe import LOSSES, FromStore, InProcess, Loss, Model, Training
+from raykd.recipe import LOSSES, FromStore, InProcess, Loss, Model, Task, Tracker, Training
 from raykd.run import fingerprint
 from raykd.students import Student
+from raykd.trackers import Log
 
 LOG_EVERY = 10  # steps between lines of log.jsonl
 UNKNOWN_STEPS = 10_000  # what a schedule is drawn over where the number of steps is not known from the start
@@ -64,6 +64,9 @@ class Job:
     teacher: encoded.Reading | None = None
     max_bad_rows: int = 0
     parallel: str = "data"
+    task: Task = "generation"
+    labels: tuple[str, ...] | None = None  # the classes of a classification
+    trackers: tuple[Tracker, ...] = ()
 
 
 def train(
@@ -85,7 +88,7 @@ def train(
     torch.manual_seed(job.seed)
     tokenizer = models.load_tokenizer(job.tokenizer)
     columns = _columns(job, tokenizer)
-    student = Student(_model(job, tokenizer), columns).to(device)
+    student = Student(_model(job, tokenizer), columns, job.task).to(device)
     lengths = Lengths(not student.causal)
     encodings = _encodings(job, rank)
     provider = _provider(job, scorer, device, columns)
@@ -97,10 +100,8 @@ def train(
     run = _Run(job, student, parallel, provider, plan, device)
     if resume:
         run.cursor = Cursor(*run.counters.load(checkpoints.load(resume, parallel_root(parallel), run.optimizer)))
-    with (
-        _Log(Path(job.folder) / "log.jsonl", run.counters.step, rank) as log,
-        Loader(plan, cutter, run.cursor, provider.prepare) as loaded,
-    ):
+    log: Any = nullcontext() if rank else _log(job, run.counters.step)
+    with log, Loader(plan, cutter, run.cursor, provider.prepare) as loaded:
         while not run.stopped():
             begun = time.monotonic()
             batch = next(loaded)
@@ -108,11 +109,12 @@ def train(
             numbers = run.step(batch)
             run.counters.add(batch, time.monotonic() - begun, waited)
             due = run.evaluation_due()
-            if run.counters.step % LOG_EVERY == 0 or due:
+            if rank == 0 and (run.counters.step % LOG_EVERY == 0 or due):
                 log.write(run.counters.step, {**numbers, **run.counters.numbers()})
             if due:
                 judged = run.judge(cutter, tokenizer)
-                log.write(run.counters.step, judged)
+                if rank == 0:
+                    log.write(run.counters.step, judged)
                 if run.counters.best_step == run.counters.step:
                     checkpoints.export(Path(job.folder) / "model", student, tokenizer, rank)
                 _checkpoint(run, report, rank, {"step": run.counters.step, **judged})
@@ -155,7 +157,7 @@ def _result(job: Job, run: _Run, encodings: tuple[Encoding, Encoding | None], pl
 
 def _model(job: Job, tokenizer: Any) -> Any:
     settings = job.training
-    model = models.load(job.model, tokenizer)
+    model = models.load(job.model, tokenizer, job.task, list(job.labels) if job.labels else None)
     if settings.precision == "float64":
         model.double()
     if settings.lora:
@@ -207,7 +209,7 @@ def _encodings(job: Job, rank: int) -> tuple[Encoding, Encoding | None]:
     """Encoded rows, and encoded dev rows."""
     settings = job.training
     rules = (settings.max_input_tokens, settings.max_target_tokens, settings.long_targets, settings.empty_targets)
-    limits = encoded.Limits(*rules, job.max_bad_rows)
+    limits = encoded.Limits(job.name, *rules, job.max_bad_rows)
 
     def one(source: encoded.Rows | encoded.Stored, mark: str) -> Encoding:
         also = job.teacher if _reads_along(settings) else None
@@ -259,8 +261,8 @@ def _losses(settings: Training) -> list[TokenLoss]:
         if ":" in name:  # a user's own
             module, _, function = name.partition(":")
             kind = Kind(getattr(importlib.import_module(module), function), teacher=False, target=True)
-        values = loss.model_dump()
-        return TokenLoss(kind, **values)
+        given = {field: value for field, value in loss.model_dump().items() if value is not None}
+        return TokenLoss(kind, **given)
 
     return [one(name, loss) for name, loss in settings.losses.items()]
 
@@ -412,7 +414,8 @@ class _Run:
         if self.world > 1:
             everyone = [None] * self.world
             dist.all_gather_object(everyone, own)
-        easy = divergences.easy_tokens(torch.cat(everyone), self.settings.losses["atkd"].hard_share)
+        share = next(loss.hard_share for loss in self.losses if loss.kind == "atkd")
+        easy = divergences.easy_tokens(torch.cat(everyone), share)
         start = sum(len(one) for one in everyone[: self.rank])
         return list(easy[start : start + len(own)].split([len(one) for one in mine])) if mine else []
 
@@ -554,6 +557,11 @@ def _schedule(settings: Training, steps: int) -> Callable[[float], float]:
 # --------------------------------------------------------------------------------------- what is kept
 
 
+def _log(job: Job, step: int) -> Log:
+    settings = {"model": job.model.model_dump(mode="json"), "training": job.training.model_dump(mode="json")}
+    return Log(Path(job.folder), step, job.name, {**settings, "seed": job.seed}, job.trackers)
+
+
 def _checkpoint(run: _Run, report: Callable[[dict, Path], None], rank: int, metrics: dict) -> None:
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".checkpoint-{rank}-", dir=run.job.folder))
@@ -565,32 +573,3 @@ def _checkpoint(run: _Run, report: Callable[[dict, Path], None], rank: int, metr
         report(metrics, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-class _Log:
-    """`log.jsonl` of a training, written by the first worker; a resumed training drops what it will write again."""
-
-    def __init__(self, path: Path, step: int, rank: int):
-        self.file = None
-        if rank:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                kept += [line] if json.loads(line)["step"] <= step else []
-            except ValueError:
-                continue  # the line a kill cut short
-        self.file = open(path, "w", encoding="utf-8", buffering=1)
-        self.file.writelines(line + "\n" for line in kept)
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *error) -> None:
-        if self.file:
-            self.file.close()
-
-    def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        if self.file:
-            self.file.write(json.dumps({"step": step, **numbers}) + "\n")

@@ -2,17 +2,19 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from conftest import LLAMA, T5, pairs, write_rows
 
-from raykd import training
+from raykd import batches, encoded, models, training
 from raykd.errors import DataError, TrainingError
 from raykd.losses import tokens
 from raykd.losses.tokens import Kind, TokenLoss
-from raykd.recipe import FromConfig, Training
+from raykd.recipe import Checkpoint, FromConfig, Training
+from raykd.students import Student
 from raykd.training import Job
 
 
@@ -21,15 +23,17 @@ def job(tmp_path, tokenizer, kind="t5", rows=None, **changes):
     folder = tmp_path / "train"
     folder.mkdir(parents=True, exist_ok=True)
     path = write_rows(tmp_path / "rows.jsonl", rows or pairs(200))
-    model = FromConfig(kind="config", model_type=kind, settings=T5 if kind == "t5" else LLAMA)
     return Job(
         name="train",
-        model=model,
+        model=FromConfig(kind="config", model_type=kind, settings=T5 if kind == "t5" else LLAMA),
         tokenizer=str(tokenizer),
         training=Training(**settings),
-        rows=str(path),
-        dev_rows=None,
+        source=encoded.Rows(str(path)),
+        dev=None,
+        student=encoded.Reading(str(tokenizer), "{input}", encoder=kind == "t5"),
         folder=str(folder),
+        tokens=str(tmp_path / "tokens"),
+        marks=("rows", ""),
         seed=1,
         threads=1,
     )
@@ -42,9 +46,6 @@ def losses(folder):
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])
 def test_training_lowers_the_dev_loss_and_leaves_a_model(tmp_path, shared_tokenizer, kind):
-    from raykd import models
-    from raykd.recipe import Checkpoint
-
     reports = []
     result = training.train(job(tmp_path, shared_tokenizer, kind, max_steps=60), lambda m, f: reports.append(m))
     assert result["steps"] == 60 and [m["step"] for m in reports] == [10, 20, 30, 40, 50, 60]
@@ -66,9 +67,7 @@ def test_resumed_is_as_straight_through(tmp_path, shared_tokenizer):
 
     def report(metrics, folder):
         if metrics["step"] == 20:
-            (folder / "state.pt").rename(kept.with_suffix(".pt"))
-            kept.mkdir()
-            kept.with_suffix(".pt").rename(kept / "state.pt")
+            shutil.copytree(folder, kept)
             raise Killed
 
     broken = job(tmp_path / "b", shared_tokenizer)
@@ -104,7 +103,7 @@ def nan_loss(student_NV, at_N):
 
 def test_a_users_own_loss_is_used(tmp_path, shared_tokenizer):
     with pytest.raises(TrainingError, match="the loss is nan"):
-        training.train(job(tmp_path, shared_tokenizer, loss="test_training:nan_loss"), lambda m, f: None)
+        training.train(job(tmp_path, shared_tokenizer, losses={"test_training:nan_loss": {}}), lambda m, f: None)
 
 
 def test_rows_that_are_too_long_are_bad_rows(tmp_path, shared_tokenizer):
@@ -114,7 +113,7 @@ def test_rows_that_are_too_long_are_bad_rows(tmp_path, shared_tokenizer):
         {"id": "wide", "input": "a", "target": "A " * 60},
     ]
     strict = job(tmp_path, shared_tokenizer, rows=rows, max_input_tokens=20, max_target_tokens=20, max_steps=2)
-    with pytest.raises(DataError, match=r"row wide: target of 61 tokens, at most 20 \(2 such rows, 0 tolerated\)"):
+    with pytest.raises(DataError, match=r"train: row long: input of 61 tokens, at most 20 \(bad row 1, 0 tolerated\)"):
         training.train(strict, lambda m, f: None)
     tolerant = replace(strict, max_bad_rows=2)
     result = training.train(tolerant, lambda m, f: None)
@@ -122,20 +121,19 @@ def test_rows_that_are_too_long_are_bad_rows(tmp_path, shared_tokenizer):
     assert result["stats"]["rows"] + result["stats"]["dev_rows"] == 50
 
 
-def test_the_loss_does_not_depend_on_padding(tmp_path, shared_tokenizer, tiny_models):
-    from raykd import batches, models
-    from raykd.recipe import Checkpoint
-
+def test_the_loss_does_not_depend_on_padding(shared_tokenizer, tiny_models):
     tokenizer = models.load_tokenizer(shared_tokenizer)
     for kind, causal in (("t5", False), ("llama", True)):
         model = models.load(Checkpoint(kind="checkpoint", path=str(tiny_models[kind])), tokenizer).double().eval()
+        student = Student(model)
         short, long = ([4, 5, 3], [6, 1]), ([4] * 9, [7] * 6 + [1])
 
-        def total(rows, model=model, causal=causal):
+        def total(rows, student=student, causal=causal):
             tensors = batches.collate([r[0] for r in rows], [r[1] for r in rows], tokenizer.pad_token_id, causal)
             labels = tensors.pop("labels")
-            logits = training._logits(model, tensors, labels, tokenizer.pad_token_id, causal)
-            return training._loss(TokenLoss("cross_entropy"), logits, labels, 1).item()
+            return student(
+                tensors, labels, [TokenLoss("cross_entropy")], denominators={"cross_entropy": 1}
+            ).total.item()
 
         with torch.no_grad():
             assert total([short]) + total([long]) == pytest.approx(total([short, long]), rel=1e-9)

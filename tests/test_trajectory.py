@@ -61,14 +61,14 @@ def _worker(rank: int, world: int, port: int, job: Job, killed_at: int | None, r
     if world > 1:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         dist.init_process_group("gloo", rank=rank, world_size=world)
-    write = training._Log.write
+    write = training.Log.write
 
     def written(log, step, numbers):
         write(log, step, numbers)
         if killed_at and step >= killed_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    training._Log.write = written
+    training.Log.write = written
 
     def report(metrics: dict, folder: Path) -> None:
         if kept:  # as Ray does: every worker's part in one folder
@@ -104,7 +104,10 @@ CASES |= {"two workers, micro-batches": (2, {"micro_batch_tokens": 40}, "data"),
 CASES |= {"fsdp, micro-batches": (2, {"micro_batch_tokens": 40}, "fsdp")}
 
 
-@pytest.fixture(scope="module", params=["t5", "llama", "t5 distilled", "llama by sequences"])
+KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("t5", "llama", "llama by sequences")]
+
+
+@pytest.fixture(scope="module", params=["t5 distilled", *KINDS])
 def straight(request, tmp_path_factory, shared_tokenizer, tiny_models):
     """(how to make a job in a folder, the folder of one that ran at once, its checkpoints)."""
     kind, _, how = request.param.partition(" ")

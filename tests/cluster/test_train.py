@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import T5, pairs, write_rows
 
+from raykd import encoded
 from raykd.cluster import resources, train
 from raykd.errors import ClusterError, TrainingError
 from raykd.recipe import Cluster, FromConfig, Training, Workers, load
@@ -21,9 +22,12 @@ def job(folder: Path, tokenizer: Path, **changes) -> Job:
         model=FromConfig(kind="config", model_type="t5", settings=T5),
         tokenizer=str(tokenizer),
         training=Training(**settings),
-        rows=str(write_rows(folder / "rows.jsonl", pairs(203))),
-        dev_rows=None,
+        source=encoded.Rows(str(write_rows(folder / "rows.jsonl", pairs(203)))),
+        dev=None,
+        student=encoded.Reading(str(tokenizer), "{input}", encoder=True),
         folder=str(folder / "t"),
+        tokens=str(folder / "tokens"),
+        marks=("rows", ""),
         seed=1,
         threads=1,
     )
@@ -48,7 +52,7 @@ def test_two_workers_train_as_one_does_and_bars_are_fed(tmp_path, shared_tokeniz
 
 def test_an_error_in_the_loop_is_one_line_and_not_tried_again(tmp_path, shared_tokenizer, ray_session):
     broken = job(tmp_path, shared_tokenizer, max_target_tokens=1)
-    with pytest.raises(TrainingError, match=r"t: row r\d+: target of \d+ tokens, at most 1") as error:
+    with pytest.raises(TrainingError, match=r"row r\d+: target of \d+ tokens, at most 1") as error:
         train.fit(replace(broken, name="t"), Cluster(), lambda step, note: None)
     assert "\n" not in str(error.value)
 
