@@ -94,7 +94,9 @@ def train(
     provider = _provider(job, scorer, device, columns)
     parallel = _parallel(student, job.parallel, device, world)
     plan = Plan(encodings[0], job.training, job.seed, lengths.sides, _chunks(job), encodings[1])
-    teacher_pad = models.load_tokenizer(job.teacher.tokenizer).pad_token_id if job.teacher else None
+    teacher_pad = None
+    if job.teacher and _reads_along(job.training):
+        teacher_pad = models.load_tokenizer(job.teacher.tokenizer).pad_token_id
     equal = job.parallel == "fsdp"
     cutter = Cutter(rank, world, job.training, lengths, tokenizer.pad_token_id, teacher_pad, equal)
     run = _Run(job, student, parallel, provider, plan, device)
