@@ -70,7 +70,10 @@ def load(folder: Path, student: Any, optimizer: Any) -> dict[str, Any]:
 
 
 def export(folder: Path, student: Any, tokenizer: Any, rank: int) -> None:
-    """Write the model as a Hugging Face folder, whole or not at all; all workers must call. LoRA is merged."""
+    """Write the model as a Hugging Face folder, whole or not at all; all workers must call. LoRA is merged.
+
+    Raises TrainingError where it cannot be written.
+    """
     model: Any = student.model
     sharded = any(hasattr(p, "full_tensor") for p in model.parameters())
     lora = hasattr(model, "peft_config")
@@ -84,9 +87,12 @@ def export(folder: Path, student: Any, tokenizer: Any, rank: int) -> None:
         return
     if lora:
         weights, model = merged(weights or {}, model), model.get_base_model()
-    with replaced(folder) as part:
-        model.save_pretrained(part, **({"state_dict": weights} if weights is not None else {}))
-        tokenizer.save_pretrained(part)
+    try:
+        with replaced(folder) as part:
+            model.save_pretrained(part, **({"state_dict": weights} if weights is not None else {}))
+            tokenizer.save_pretrained(part)
+    except Exception as error:  # safetensors has an error of its own
+        raise TrainingError(f"{folder}: the model cannot be written: {_first_line(error)}") from None
 
 
 def merged(weights: dict[str, Any], model: Any) -> dict[str, torch.Tensor]:

@@ -2,18 +2,20 @@
 
 import json
 import math
+import resource
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from conftest import LLAMA, T5, pairs, write_rows
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from raykd import batches, encoded, models, training
-from raykd.errors import DataError, TrainingError
+from raykd import batches, checkpoints, encoded, models, training
+from raykd.errors import DataError, RecipeError, TrainingError
 from raykd.losses import tokens
 from raykd.losses.tokens import Kind, TokenLoss
-from raykd.recipe import Checkpoint, FromConfig, Training
+from raykd.recipe import Checkpoint, FromConfig, Lora, Training
 from raykd.students import Student
 from raykd.training import Job
 
@@ -137,3 +139,134 @@ def test_the_loss_does_not_depend_on_padding(shared_tokenizer, tiny_models):
 
         with torch.no_grad():
             assert total([short]) + total([long]) == pytest.approx(total([short, long]), rel=1e-9)
+
+
+def nothing(metrics, folder):
+    """Keep no checkpoint."""
+
+
+def served(folder, kind):
+    """The loss of a saved model on some rows, by transformers alone."""
+    family = AutoModelForSeq2SeqLM if kind == "t5" else AutoModelForCausalLM
+    model, tokenizer = family.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    rows = pairs(20, 300)
+    sources = models.encode_inputs(tokenizer, [r["input"] for r in rows], kind == "t5")
+    targets = models.encode_targets(tokenizer, [r["target"] for r in rows])
+    tensors = batches.collate(sources, targets, tokenizer.pad_token_id, kind != "t5")
+    with torch.no_grad():
+        result = Student(model)(tensors, tensors.pop("labels"), [TokenLoss("cross_entropy")])
+    return result.total.item()
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lora": {"rank": 4, "alpha": 8, "dropout": 0.1}, "learning_rate": 0.03},
+        {"gradient_checkpointing": True, "precision": "bfloat16"},
+        {"lora": {"rank": 4}, "gradient_checkpointing": True, "micro_batch_tokens": 64, "learning_rate": 0.03},
+        {"schedule": "cosine_with_min_lr", "schedule_options": {"min_lr_rate": 0.1}, "weight_decay": 0.1},
+    ],
+)
+def test_ways_of_training_lower_the_loss_and_leave_a_plain_model(tmp_path, shared_tokenizer, kind, changes):
+    task = job(tmp_path, shared_tokenizer, kind, max_steps=60, evaluate_every=60, **changes)
+    training.train(replace(task, training=task.training.model_copy(update={"max_steps": 1})), nothing)
+    before = served(tmp_path / "train/model", kind)
+    shutil.rmtree(tmp_path / "train")
+    (tmp_path / "train").mkdir()
+    result = training.train(task, nothing)
+    assert served(result["model"], kind) < before - 0.2
+    stats = result["stats"]
+    assert (stats["trained_parameters"] < stats["parameters"] / 2) == bool(task.training.lora)
+
+
+def test_merged_is_what_peft_merges(shared_tokenizer):
+    tokenizer = models.load_tokenizer(shared_tokenizer)
+    for kind, settings in (("t5", T5), ("llama", LLAMA)):
+        model = models.load(FromConfig(kind="config", model_type=kind, settings=settings), tokenizer)
+        wrapped = models.with_lora(model, Lora(rank=3, alpha=5))
+        for parameter in wrapped.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        mine = checkpoints.merged(wrapped.state_dict(), wrapped)
+        for name, weight in wrapped.merge_and_unload().state_dict().items():
+            torch.testing.assert_close(mine[name], weight)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_compiled_blocks_train_as_plain_ones(tmp_path, shared_tokenizer):
+    found = []
+    for compiled in (False, True):
+        task = job(tmp_path / str(compiled), shared_tokenizer, "llama", max_steps=10, compile=compiled)
+        found.append(training.train(task, nothing)["dev_loss"])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_the_model_is_chosen_by_its_answers_at_fractions_of_an_epoch(tmp_path, shared_tokenizer):
+    reports = []
+    changes = {"max_steps": None, "epochs": 3, "evaluate_every": 0.5, "evaluate_unit": "epochs", "learning_rate": 0.02}
+    changes |= {"dev_metrics": ["phoneme_error_rate", "exact_match"], "choose_by": "phoneme_error_rate"}
+    for kind in ("t5", "llama"):
+        reports.clear()
+        task = job(tmp_path / kind, shared_tokenizer, kind, dev_answer_rows=8, dev_answer_tokens=8, **changes)
+        result = training.train(task, lambda metrics, folder: reports.append(metrics))
+        assert len(reports) == 6 and reports[-1]["step"] == result["steps"]
+        rates = {metrics["step"]: metrics["phoneme_error_rate"] for metrics in reports}
+        assert len(set(rates.values())) > 1 and result["best_step"] == min(rates, key=lambda step: (rates[step], step))
+        assert result["score"] == -min(rates.values())
+
+
+def test_an_unknown_schedule_is_one_line(tmp_path, shared_tokenizer):
+    with pytest.raises(RecipeError, match="training.schedule 'cosin'"):
+        training.train(job(tmp_path, shared_tokenizer, schedule="cosin"), nothing)
+    with pytest.raises(RecipeError, match="training.schedule 'cosine'"):
+        training.train(job(tmp_path, shared_tokenizer, schedule="cosine", schedule_options={"cycles": 1}), nothing)
+
+
+def test_a_damaged_checkpoint_is_one_line(tmp_path, shared_tokenizer):
+    kept = tmp_path / "kept"
+    task = job(tmp_path, shared_tokenizer)
+    training.train(task, lambda metrics, folder: shutil.copytree(folder, kept / str(metrics["step"])))
+    largest = max((kept / "20").iterdir(), key=lambda file: file.stat().st_size)
+    whole = largest.read_bytes()
+    largest.write_bytes(whole[:-7])
+    with pytest.raises(TrainingError, match=f"damaged checkpoint: {largest.name} has {len(whole) - 7} bytes, not"):
+        training.train(task, nothing, kept / "20")
+    (kept / "10" / "cursor-0.json").unlink()
+    with pytest.raises(TrainingError, match="damaged checkpoint") as error:
+        training.train(task, nothing, kept / "10")
+    assert "\n" not in str(error.value)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path, shared_tokenizer):
+    kept, task = tmp_path / "kept", job(tmp_path, shared_tokenizer)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def report(metrics, folder):
+        shutil.copytree(folder, kept / str(metrics["step"]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # no file may grow larger
+
+    try:
+        with pytest.raises(TrainingError, match="cannot be written") as error:
+            training.train(task, report)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(error.value) and [folder.name for folder in kept.iterdir()] == ["10"]
+    assert training.train(task, nothing, kept / "10")["steps"] == 30
+
+
+def test_padding_is_counted(tmp_path, shared_tokenizer):
+    rows = [{"id": str(i), "input": "a " * (1 + i % 30), "target": "A " * (1 + i % 7)} for i in range(400)]
+    shares = []
+    for budget in (8000, 500):
+        task = job(tmp_path / str(budget), shared_tokenizer, rows=rows, max_steps=4, batch_tokens=budget)
+        shares.append(training.train(task, nothing)["stats"]["padding"])
+    assert 0 < shares[1] < shares[0] < 0.6
+
+
+def test_encoded_rows_are_kept(tmp_path, shared_tokenizer, monkeypatch):
+    task = job(tmp_path, shared_tokenizer)
+    first = training.train(task, nothing)
+    monkeypatch.setattr(encoded, "write", None)
+    again = training.train(replace(task, name="again"), nothing)
+    assert again["dev_loss"] == first["dev_loss"] and len(list((tmp_path / "tokens").glob("*.arrow"))) == 1
