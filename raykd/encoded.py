@@ -254,8 +254,7 @@ def _of_store(source: Stored) -> Iterator[list[Row]]:
     gold = _gold(source.gold)
     index = _Index(store, source.follow, Path(source.prompts).with_name("pass.json"))
     with pq.ParquetFile(source.prompts) as file:
-        count = file.metadata.num_rows
-        for rows in chunk_order(count, source.chunk, source.seed):
+        for rows in chunks_of(source):
             asked = _read(file, rows)
             asked = asked.filter(pa.array(np.isin(asked["source"].to_numpy(), source.sources)))
             keys = asked["key"].to_pylist()
@@ -368,10 +367,12 @@ def _cell(column: Any, row: int) -> Any:
     return values[offsets[row] : offsets[row + 1]]
 
 
-def chunks_of(source: Stored) -> int:
-    """How many chunks a store's stream has in the end."""
-    with pq.ParquetFile(source.prompts) as file:
-        return -(-file.metadata.num_rows // source.chunk)
+def chunks_of(source: Stored) -> list[range]:
+    """Rows of the prompts' file that are read together, in the order of the teacher pass; of its sources alone."""
+    of = pq.read_table(source.prompts, columns=["source"])["source"].to_numpy()
+    wanted = np.isin(of, source.sources)
+    chunks = chunk_order(len(of), source.chunk, source.seed)
+    return [rows for rows in chunks if wanted[rows.start : rows.stop].any()]
 
 
 # ----------------------------------------------------------------------------------------------- reading

@@ -132,11 +132,12 @@ class Plan:
         self.chunks: list[encoded.Chunk] = []
         self.epoch_batches = 0
         if self.follows:
-            while not self.chunks:
+            while not any(chunk.rows for chunk in self.chunks):
                 self._wait()
         else:
             self.chunks = encoding.reader.all(encoding.alive)
-        first = Set(self.chunks[:1] if self.follows else self.chunks)
+        self.judging = next((i for i, chunk in enumerate(self.chunks) if chunk.rows), 0)  # whose rows are held out
+        first = Set(self.chunks[: self.judging + 1] if self.follows else self.chunks)
         self.held = np.zeros(0, np.int64)
         if dev:
             judged = Set(dev.reader.all(dev.alive))
@@ -185,7 +186,8 @@ class Plan:
             while len(self.chunks) <= cursor.window:
                 self._wait()
             found = Set(self.chunks[cursor.window : cursor.window + 1])
-            rows = np.setdiff1d(np.arange(len(found)), self.held) if cursor.window == 0 else np.arange(len(found))
+            held = self.held if cursor.window == self.judging else self.held[:0]
+            rows = np.setdiff1d(np.arange(len(found)), held)
         else:
             found = self._whole()
             rows = np.setdiff1d(np.arange(len(found)), self.held)

@@ -204,7 +204,7 @@ def _chunks(job: Job) -> int | None:
     """How many chunks a stream will have that the first epoch follows."""
     if not isinstance(job.source, encoded.Stored) or not job.source.follow:
         return None
-    return encoded.chunks_of(job.source)
+    return len(encoded.chunks_of(job.source))
 
 
 def _encodings(job: Job, rank: int) -> tuple[Encoding, Encoding | None]:

@@ -53,3 +53,9 @@ def placed(prompt: str, sample: int) -> str:
     """The GPUs that Ray gave to this process, after a while."""
     time.sleep(0.01)
     return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def slowly(prompt: str, sample: int) -> str:
+    """The prompt without its end, after a while."""
+    time.sleep(0.04)
+    return prompt.removesuffix(" =>").upper()

@@ -175,7 +175,7 @@ def test_ways_of_training_lower_the_loss_and_leave_a_plain_model(tmp_path, share
     shutil.rmtree(tmp_path / "train")
     (tmp_path / "train").mkdir()
     result = training.train(task, nothing)
-    assert served(result["model"], kind) < before - 0.2
+    assert served(result["model"], kind) < before - 0.1
     stats = result["stats"]
     assert (stats["trained_parameters"] < stats["parameters"] / 2) == bool(task.training.lora)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
+from fsspec.core import url_to_fs
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray import train as ray_train
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -56,6 +58,7 @@ def fit(job: Job, cluster: Cluster, progress: Callable[[int, str], None]) -> dic
     """
     workers = cluster.student
     gpu = workers.resources.get("GPU", 0) > 0
+    system, place = _storage(workers.storage) if workers.storage else (None, str(Path(job.folder).absolute()))
     ended = threading.Event()
     watcher = threading.Thread(target=_watch, args=(job, progress, ended), daemon=True)
     with score.scorers(job, cluster) as scorer:
@@ -72,7 +75,8 @@ def fit(job: Job, cluster: Cluster, progress: Callable[[int, str], None]) -> dic
             run_config=ray_train.RunConfig(
                 # the same name in the same place: Ray goes on from the last checkpoint
                 name=f"{Path(job.folder).name}-{_mark(job)}" if workers.storage else "checkpoints",
-                storage_path=workers.storage or str(Path(job.folder).absolute()),
+                storage_path=place,
+                storage_filesystem=system,
                 failure_config=ray_train.FailureConfig(max_failures=workers.max_failures),
                 checkpoint_config=ray_train.CheckpointConfig(num_to_keep=job.training.keep_checkpoints),
             ),
@@ -88,6 +92,16 @@ def fit(job: Job, cluster: Cluster, progress: Callable[[int, str], None]) -> dic
     if "error" in result:
         raise TrainingError(result["error"])
     return result
+
+
+def _storage(url: str) -> tuple[Any, str]:
+    """The file system and path of any URL that fsspec knows. Raises TrainingError where it cannot be written."""
+    try:
+        system, path = url_to_fs(url)
+        system.makedirs(path, exist_ok=True)
+    except Exception as error:  # of as many kinds as there are file systems
+        raise TrainingError(f"cluster.student.storage: {url}: {str(error).splitlines()[0]}") from None
+    return PyFileSystem(FSSpecHandler(system)), path
 
 
 def _mark(job: Job) -> str:
