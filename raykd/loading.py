@@ -7,6 +7,7 @@ batches are cut, or on when rows came to be there.
 from __future__ import annotations
 
 import queue
+import secrets
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ class Encoding:
 
     def __init__(self, path: Path, first: bool, make: Callable[[Path], Any], agree: Callable[[Any], Any]):
         self.path, self.error = path, None
-        self.part = agree(path.with_name(f".{path.name}.{id(self)}") if not encoded.complete(path) else path)
+        self.part = agree(path if encoded.complete(path) else path.with_name(f".{path.name}.{secrets.token_hex(4)}"))
         self.thread = None
         if self.part != path and first:
             path.parent.mkdir(parents=True, exist_ok=True)
