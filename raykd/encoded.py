@@ -9,7 +9,8 @@ A record batch is a chunk of rows:
     gold          list<bool>               whether a target is gold
     <payload>     list<list<...>>          what the store kept of each target, one after the other
 
-Beside a finished stream there is `<name>.json`: {rows, bad_rows, cut, left_out}.
+Beside a finished stream there is `<name>.json`: {rows, bad_rows, cut, empty, missing}: targets that were
+cut or are empty, and rows without a target because the teacher refused them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import pyarrow.parquet as pq
 from raykd import models, payloads, prompts
 from raykd.data import Example, chunk_order
 from raykd.errors import DataError, StoreError, TrainingError
-from raykd.recipe import Payload, Prompt
+from raykd.recipe import Payload, Prompt, Task
 from raykd.store import ROW, Store
 
 CHUNK = 1024  # rows of a chunk that comes from a file
@@ -82,6 +83,8 @@ class Reading:
     prompt: Prompt
     shots: tuple[Example, ...] = ()
     encoder: bool = False  # an encoder-decoder, whose inputs end with an end token
+    task: Task = "generation"
+    labels: tuple[str, ...] | None = None  # the classes of a classification
 
 
 @dataclass(frozen=True)
@@ -117,15 +120,14 @@ def write(
     student: Reading,
     teacher: Reading | None,
     limits: Limits,
-    labels: Callable[[str], list[int]] | None = None,
 ) -> dict[str, Any]:
     """Encode a source into the stream at `path`, chunk after chunk; returns what is in its `.json`.
 
-    `labels` turns a target's text into numbers where targets are no texts. Raises DataError for more bad rows than
-    tolerated, TrainingError where the disk is full.
+    Targets of an encoder's head are the numbers of `heads`. Raises DataError for more bad rows than tolerated,
+    TrainingError where the disk is full.
     """
     kind = source.payload.kind if isinstance(source, Stored) and source.payload else "text"
-    encoder = _Encoder(student, teacher, limits, labels, kind)
+    encoder = _Encoder(student, teacher, limits, kind)
     found = _of_store(source) if isinstance(source, Stored) else _of_file(source)
     try:
         with pa.OSFile(str(path), "wb") as file:
@@ -133,7 +135,8 @@ def write(
             for rows in found:
                 out.write_batch(encoder.batch(rows))
             out.close()  # only here: it writes the mark of the end
-        about = {"rows": encoder.rows, "bad_rows": encoder.bad, "cut": encoder.cut, "missing": encoder.missing}
+        about = {"rows": encoder.rows, "bad_rows": encoder.bad, "cut": encoder.cut}
+        about |= {"empty": encoder.empty, "missing": encoder.missing}
         path.with_suffix(".json").write_text(json.dumps(about))
     except OSError as error:
         raise TrainingError(f"{path}: cannot be written: {error.strerror or error}") from None
@@ -143,11 +146,12 @@ def write(
 class _Encoder:
     """Chunks of rows to record batches, and what was met on the way."""
 
-    def __init__(self, student: Reading, teacher: Reading | None, limits: Limits, labels: Any, kind: str):
-        self.limits, self.labels, self.kinds = limits, labels, KINDS[kind]
+    def __init__(self, student: Reading, teacher: Reading | None, limits: Limits, kind: str):
+        self.limits, self.kinds, self.reading = limits, KINDS[kind], student
         self.student, self.teacher = _reader(student), _reader(teacher) if teacher else None
-        self.tokenizer, self.causal = models.load_tokenizer(student.tokenizer), not student.encoder
-        self.rows = self.cut = self.missing = 0
+        self.writes = student.task == "generation"
+        self.tokenizer, self.causal = models.load_tokenizer(student.tokenizer, self.writes), not student.encoder
+        self.rows = self.cut = self.empty = self.missing = 0
         self.bad: list[str] = []
         fields = [("id", pa.string()), ("source", pa.list_(pa.int32())), ("teacher", pa.list_(pa.int32()))]
         fields += [("targets", pa.list_(pa.list_(pa.int32()))), ("gold", pa.list_(pa.bool_()))]
@@ -155,13 +159,14 @@ class _Encoder:
         self.schema = pa.schema(fields)
 
     def batch(self, rows: list[Row]) -> pa.RecordBatch:
-        sources = self.student([text for _, text, _ in rows])
-        taught = self.teacher([text for _, text, _ in rows]) if self.teacher else [[]] * len(rows)
+        shown, sources = self.student([text for _, text, _ in rows])
+        taught = self.teacher([text for _, text, _ in rows])[1] if self.teacher else [[]] * len(rows)
         texts = [t.text for _, _, targets in rows for t in targets if t.ids is None]
-        if self.labels:
-            read = iter([self.labels(text) for text in texts])
+        if self.writes:
+            read: Iterator[Any] = iter(models.encode_targets(self.tokenizer, texts))
         else:
-            read = iter(models.encode_targets(self.tokenizer, texts))
+            prompts = [prompt for prompt, (_, _, targets) in zip(shown, rows, strict=True) for _ in targets]
+            read = iter([self._numbers(prompt, text) for prompt, text in zip(prompts, texts, strict=True)])
         kept: list[tuple[str, list[int], list[int], list[tuple[Any, Target]]]] = []
         for (name, _, targets), source, teacher in zip(rows, sources, taught, strict=True):
             encoded = [(next(read) if t.ids is None else t.ids, t) for t in targets]
@@ -183,6 +188,15 @@ class _Encoder:
             columns.append(_nested([[t.payload.get(name, ()) for _, t in k[3]] for k in kept], kind))
         return pa.record_batch(columns, schema=self.schema)
 
+    def _numbers(self, prompt: str, target: str) -> list[int] | str:
+        """A target of an encoder's head, or what is wrong with it."""
+        from raykd import heads
+
+        try:
+            return heads.numbers(self.reading.task, self.reading.labels, self.tokenizer, prompt, target)
+        except ValueError as error:
+            return str(error)
+
     def _good(self, name: str, source: list[int], targets: list[tuple[Any, Target]]) -> list[tuple[Any, Target]]:
         """The targets that can be learnt; others are bad rows, or are cut, as the recipe says."""
         limits, reason, good = self.limits, "", []
@@ -191,13 +205,14 @@ class _Encoder:
         elif not source and self.causal:
             reason = "input of no tokens"
         for ids, target in targets if not reason else ():
-            if len(ids) > limits.target_tokens and limits.long_targets == "refuse":
+            if isinstance(ids, str):
+                reason = ids
+            elif len(ids) > limits.target_tokens and limits.long_targets == "refuse":
                 reason = f"target of {len(ids)} tokens, at most {limits.target_tokens}"
-            elif not target.text.strip() and limits.empty_targets == "refuse":
+            elif not len(ids) or (not target.text.strip() and limits.empty_targets == "refuse"):
                 reason = "target is empty"
-            elif not len(ids):
-                reason = "target of no tokens"
             else:
+                self.empty += not target.text.strip()
                 self.cut += len(ids) > limits.target_tokens
                 good.append(self._cut(ids, target) if len(ids) > limits.target_tokens else (ids, target))
         if reason:
@@ -219,11 +234,16 @@ class _Encoder:
         return ids[:most], target._replace(payload=payload)
 
 
-def _reader(reading: Reading) -> Callable[[list[str]], list[list[int]]]:
-    """Inputs to the token ids of their prompts."""
-    tokenizer = models.load_tokenizer(reading.tokenizer)
+def _reader(reading: Reading) -> Callable[[list[str]], tuple[list[str], list[list[int]]]]:
+    """Inputs to their prompts, and to the prompts' token ids."""
+    tokenizer = models.load_tokenizer(reading.tokenizer, reading.task == "generation")
     render, special = prompts.renderer(reading.prompt, reading.shots, tokenizer), prompts.special_tokens(reading.prompt)
-    return lambda texts: models.encode_inputs(tokenizer, [render(t) for t in texts], reading.encoder, special)
+
+    def read(texts: list[str]) -> tuple[list[str], list[list[int]]]:
+        shown = [render(text) for text in texts]
+        return shown, models.encode_inputs(tokenizer, shown, reading.encoder, special)
+
+    return read
 
 
 def _lists(rows: Sequence[Any], kind: pa.DataType) -> pa.ListArray:

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from raykd import batches, encoded
+from raykd import batches, encoded, heads
 from raykd.encoded import Set
 from raykd.errors import DataError
 from raykd.losses.tokens import IGNORE
-from raykd.recipe import Training
+from raykd.recipe import Task, Training
 from raykd.sequences import chosen
 
 AHEAD = 2  # global batches that are ready before they are asked for
@@ -72,9 +72,10 @@ class Batch:
 
 
 class Lengths(NamedTuple):
-    """How padding is counted: by side for an encoder-decoder, else both in one."""
+    """How padding is counted: by side for an encoder-decoder and an encoder with a head, else both in one."""
 
     sides: bool
+    task: Task = "generation"
 
     def of(self, found: Set, targets: np.ndarray) -> np.ndarray:
         """(N, 2) or (N, 1) tokens."""
@@ -299,7 +300,7 @@ class Cutter:
     def micro(self, found: Set, targets: np.ndarray, silent: bool = False) -> Micro:
         rows = found.row_of[targets]
         answers = [found.target(i) for i in targets]
-        tensors = batches.collate([found.source(r) for r in rows], answers, self.pad, not self.lengths.sides)
+        tensors = self._tensors([found.source(r) for r in rows], answers, self.pad)
         labels = tensors.pop("labels")
         if silent:
             labels = torch.full_like(labels, IGNORE)
@@ -308,11 +309,16 @@ class Cutter:
         teacher = None
         if self.teacher_pad is not None:
             sources = [found.teacher(r) for r in rows]
-            teacher = batches.collate(sources, answers, self.teacher_pad, not self.lengths.sides)
+            teacher = self._tensors(sources, answers, self.teacher_pad)
             if silent:
                 teacher["labels"] = torch.full_like(teacher["labels"], IGNORE)
         payload = {} if silent else self._payload(found, targets)
         return Micro(targets, tensors, labels, weights, teacher, payload)
+
+    def _tensors(self, sources: list[np.ndarray], answers: list[np.ndarray], pad: int) -> dict[str, torch.Tensor]:
+        if self.lengths.task == "generation":
+            return batches.collate(sources, answers, pad, not self.lengths.sides)
+        return {**batches.pad_right(sources, pad), "labels": heads.tensor(self.lengths.task, answers)}
 
     def _payload(self, found: Set, targets: np.ndarray) -> dict[str, torch.Tensor]:
         """What the store kept of the targets, a row for each token."""

@@ -64,15 +64,15 @@ def build_tokenizer(spec: Tokenizer, texts: list[str], folder: Path) -> None:
     )
 
 
-def load_tokenizer(path: str | Path) -> Any:
-    """A tokenizer with a padding token. Raises ModelError."""
+def load_tokenizer(path: str | Path, generates: bool = True) -> Any:
+    """A tokenizer with a padding token and, for a model that writes, an end-of-sequence token. Raises ModelError."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: no tokenizer: {str(error).splitlines()[0]}") from None
-    if tokenizer.eos_token_id is None:
+    if tokenizer.eos_token_id is None and generates:
         raise ModelError(f"{path}: the tokenizer has no end-of-sequence token")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -155,10 +155,15 @@ def blocks(model: Any) -> list[Any]:
 
 def tokenizer_mark(path: str) -> str:
     """12 hex digits that name what a tokenizer does."""
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, generates=False)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     what = backend.to_str() if backend else sorted(tokenizer.get_vocab().items())
     return fingerprint([what, tokenizer.special_tokens_map, tokenizer.chat_template])
+
+
+def saved_configuration(folder: str) -> Any:
+    """The configuration of a model's folder, or of a hub name."""
+    return _pretrained(folder)
 
 
 def _pretrained(path: str) -> Any:
@@ -256,10 +261,10 @@ def encode_inputs(tokenizer: Any, texts: list[str], encoder: bool, special_token
     special_tokens adds the tokenizer's own, such as a beginning; a chat template has written them already. Training
     and every engine encode through here, so that a served model reads what it was trained to read.
     """
-    end = tokenizer.eos_token_id
-    rows = tokenizer(texts, add_special_tokens=special_tokens).input_ids if texts else []
-    bare = [row[:-1] if row and row[-1] == end else row for row in rows]
-    return [[*row, end] for row in bare] if encoder else bare
+    end: int = tokenizer.eos_token_id
+    rows: list[list[int]] = tokenizer(texts, add_special_tokens=special_tokens).input_ids if texts else []
+    bare = [row[:-1] if row and end is not None and row[-1] == end else row for row in rows]
+    return [[*row, end] if encoder else row for row in bare]
 
 
 def encode_targets(tokenizer: Any, texts: list[str]) -> list[list[int]]:

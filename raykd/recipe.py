@@ -162,7 +162,8 @@ LOSSES = (
         "atkd",
     ),
 )
-WITHOUT_TEACHER = ("cross_entropy",)
+NUMBER_LOSSES = ("mse", "teacher_mse")  # of a regression
+WITHOUT_TEACHER = ("cross_entropy", "mse")
 
 
 class Loss(Section):
@@ -279,7 +280,7 @@ class Training(Section):
         description="a target that is too long is a bad row, or is cut and has no end; both are counted",
     )
     empty_targets: Literal["refuse", "keep"] = Field(
-        default="refuse", description="an empty pseudo-target is a bad row, or teaches to say nothing; both are counted"
+        default="keep", description="an empty pseudo-target is a bad row, or teaches to say nothing; both are counted"
     )
     evaluate_every: float = Field(default=200, gt=0, description="evaluate_unit between evaluations and checkpoints")
     evaluate_unit: Literal["steps", "epochs"] = "steps"
@@ -304,7 +305,7 @@ class Training(Section):
         if (self.max_steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of max_steps and epochs")
         for name, loss in self.losses.items():
-            if name not in LOSSES and not re.fullmatch(r"[\w.]+:\w+", name):
+            if name not in (*LOSSES, *NUMBER_LOSSES) and not re.fullmatch(r"[\w.]+:\w+", name):
                 near = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0.5)
                 raise ValueError(
                     f"losses.{name}: no such loss; " + (f"did you mean {near[0]}?" if near else "see docs/losses.md")
@@ -320,7 +321,7 @@ class Training(Section):
 
     def needs_teacher(self) -> bool:
         """Whether a loss asks for the teacher's probabilities."""
-        return any(name in LOSSES and name not in WITHOUT_TEACHER for name in self.losses)
+        return any(name in (*LOSSES, *NUMBER_LOSSES) and name not in WITHOUT_TEACHER for name in self.losses)
 
 
 # ---------------------------------------------------------------------------------------------- engines
@@ -468,6 +469,24 @@ Prompt = Annotated[
 ]
 
 
+def _task_serves(task: Task, engine: Engine, sampling: Sampling) -> None:
+    if task == "generation":
+        return
+    if engine.kind == "vllm":
+        raise ValueError(f"engine: expected kind transformers for a model whose task is {task}, found vllm")
+    if sampling != Sampling():
+        raise ValueError(f"sampling does nothing: a model whose task is {task} answers once")
+
+
+def _losses_serve(task: Task, training: Training) -> None:
+    for name in training.losses:
+        if (name in NUMBER_LOSSES) != (task == "regression"):
+            known = " and ".join(NUMBER_LOSSES) if task == "regression" else "those on logits"
+            raise ValueError(f"losses of a {task} are {known}, found {name}")
+    if task != "generation" and training.needs_teacher() and training.teacher.kind != "in_process":
+        raise ValueError(f"training.teacher: expected kind in_process for a {task}, found {training.teacher.kind}")
+
+
 class Teacher(Section):
     """The model that writes pseudo-targets."""
 
@@ -490,6 +509,9 @@ class Teacher(Section):
     @model_validator(mode="after")
     def _fields_serve(self) -> Teacher:
         _labels_serve(self.task, self.labels)
+        _task_serves(self.task, self.engine, self.sampling)
+        if self.fine_tune:
+            _losses_serve(self.task, self.fine_tune)
         return self
 
 
@@ -518,6 +540,8 @@ class Student(Section):
     @model_validator(mode="after")
     def _fields_serve(self) -> Student:
         _labels_serve(self.task, self.labels)
+        _task_serves(self.task, self.engine, self.sampling)
+        _losses_serve(self.task, self.training)
         return self
 
 
@@ -708,6 +732,8 @@ class Recipe(Section):
                 raise ValueError(
                     "student.training.teacher: mckd's rows are texts: kind in_process or actors, found store"
                 )
+        if self.student.training.needs_teacher() and self.student.task != self.teacher.task:
+            raise ValueError(f"teacher.task: expected {self.student.task}, the student's, found {self.teacher.task}")
         if sequences == "mixture" and self.student.training.needs_teacher():
             if self.student.training.teacher.kind == "store":
                 raise ValueError("student.training.teacher: gold targets are not in the store: in_process or actors")

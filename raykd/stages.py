@@ -274,7 +274,7 @@ def _train(
             training=training,
             source=given.source(training) if isinstance(given, Labels) else Rows(str(stage / "rows.jsonl")),
             dev=Rows(str(stage / "dev.jsonl")) if lesson.dev else None,
-            student=_reading(side, folder, models.is_encoder_decoder(model)),
+            student=_reading(side, folder, side.task == "generation" and models.is_encoder_decoder(model)),
             teacher=_reading(run.recipe.teacher, teacher, models.is_encoder_decoder(model)) if teacher else None,
             folder=str(stage),
             tokens=str(Path(run.recipe.output) / "tokens"),
@@ -283,8 +283,6 @@ def _train(
             threads=threads,
             max_bad_rows=run.tolerated(),
             parallel=run.recipe.cluster.student.parallel,
-            task=side.task,
-            labels=tuple(side.labels) if side.labels else None,
             trackers=tuple(run.recipe.trackers),
         )
         with run.screen.bar(name, training.max_steps or _steps(training, given), "steps") as update:
@@ -344,7 +342,8 @@ def publish(run: Run, model: str) -> None:
 def _reading(side: Teacher | Student, folder: str, encoder: bool) -> Reading:
     from raykd.encoded import Reading
 
-    return Reading(folder, side.prompt, tuple(_shots(side)), encoder)
+    labels = tuple(side.labels) if side.labels else None
+    return Reading(folder, side.prompt, tuple(_shots(side)), encoder, side.task, labels)
 
 
 def _steps(training: Training, given: list[Example] | Labels) -> int | None:

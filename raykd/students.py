@@ -34,7 +34,8 @@ class Student(nn.Module):
         The model must have the head of its task, as `models.load` gives it. Columns are for generation alone.
         """
         super().__init__()
-        self.model, self.columns, self.task = model, columns, task
+        self.model, self.columns = model, columns
+        self.task: Task = task
         self.causal = not model.config.is_encoder_decoder
         self.bias: torch.Tensor | None
         if task == "generation":

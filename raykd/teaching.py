@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from raykd import models
+from raykd.encoded import Reading
 from raykd.errors import TrainingError
 from raykd.loading import Micro
 from raykd.losses.logits import HeadLogits
@@ -82,11 +83,12 @@ def _sampled(kept: dict[str, torch.Tensor], count: int, device: torch.device) ->
 class InProcess:
     """A frozen teacher in this process; its logits are multiplied out a chunk at a time, in the loss."""
 
-    def __init__(self, folder: str, dtype: str, device: torch.device, columns: int | None):
-        tokenizer = models.load_tokenizer(folder)
-        model = models.load(Checkpoint(kind="checkpoint", path=folder), tokenizer)
+    def __init__(self, reading: Reading, dtype: str, device: torch.device, columns: int | None):
+        folder, labels = reading.tokenizer, list(reading.labels) if reading.labels else None
+        tokenizer = models.load_tokenizer(folder, reading.task == "generation")
+        model = models.load(Checkpoint(kind="checkpoint", path=folder), tokenizer, reading.task, labels)
         self.device = device
-        self.teacher = Student(model.to(device, DTYPES[dtype]), columns).eval().requires_grad_(False)
+        self.teacher = Student(model.to(device, DTYPES[dtype]), columns, reading.task).eval().requires_grad_(False)
 
     def prepare(self, micro: Micro) -> None:
         pass
@@ -96,7 +98,8 @@ class InProcess:
         assert micro.teacher is not None
         tensors = {name: tensor.to(self.device) for name, tensor in micro.teacher.items()}
         labels = tensors.pop("labels")
-        return self.teacher.logits(tensors, labels)
+        side = self.teacher.logits(tensors, labels)
+        return side.values_NV.squeeze(1) if self.teacher.task == "regression" else side  # type: ignore[return-value]
 
     def top_k(self, teacher: dict[str, torch.Tensor], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """ids (K, k) int32, log-probabilities (K, k) and those of the targets (K,), float32, for a scorer."""

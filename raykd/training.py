@@ -24,13 +24,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import get_scheduler
 
-from raykd import batches, checkpoints, encoded, metrics, models, teaching
+from raykd import batches, checkpoints, encoded, heads, metrics, models, teaching
+from raykd.encoded import Set
 from raykd.errors import ModelError, RecipeError, TrainingError
 from raykd.loading import Batch, Cursor, Cutter, Encoding, Lengths, Loader, Micro, Plan, each
 from raykd.losses import divergences
 from raykd.losses.teachers import Side
 from raykd.losses.tokens import IGNORE, Kind, TokenLoss, teacher_uncertainty
-from raykd.recipe import LOSSES, FromStore, InProcess, Loss, Model, Task, Tracker, Training
+from raykd.recipe import LOSSES, FromStore, InProcess, Loss, Model, Tracker, Training
 from raykd.run import fingerprint
 from raykd.students import Student
 from raykd.trackers import Log
@@ -64,8 +65,6 @@ class Job:
     teacher: encoded.Reading | None = None
     max_bad_rows: int = 0
     parallel: str = "data"
-    task: Task = "generation"
-    labels: tuple[str, ...] | None = None  # the classes of a classification
     trackers: tuple[Tracker, ...] = ()
 
 
@@ -86,17 +85,18 @@ def train(
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     torch.manual_seed(job.seed)
-    tokenizer = models.load_tokenizer(job.tokenizer)
+    task = job.student.task
+    tokenizer = models.load_tokenizer(job.tokenizer, task == "generation")
     columns = _columns(job, tokenizer)
-    student = Student(_model(job, tokenizer), columns, job.task).to(device)
-    lengths = Lengths(not student.causal)
+    student = Student(_model(job, tokenizer), columns, task).to(device)
+    lengths = Lengths(not student.causal or task != "generation", task)
     encodings = _encodings(job, rank)
     provider = _provider(job, scorer, device, columns)
     parallel = _parallel(student, job.parallel, device, world)
     plan = Plan(encodings[0], job.training, job.seed, lengths.sides, _chunks(job), encodings[1])
     teacher_pad = None
     if job.teacher and _reads_along(job.training):
-        teacher_pad = models.load_tokenizer(job.teacher.tokenizer).pad_token_id
+        teacher_pad = models.load_tokenizer(job.teacher.tokenizer, task == "generation").pad_token_id
     equal = job.parallel == "fsdp"
     cutter = Cutter(rank, world, job.training, lengths, tokenizer.pad_token_id, teacher_pad, equal)
     run = _Run(job, student, parallel, provider, plan, device)
@@ -146,6 +146,7 @@ def _result(job: Job, run: _Run, encodings: tuple[Encoding, Encoding | None], pl
             "rows_per_second": counters.examples / max(counters.seconds, 1e-9),
             "padding": 1 - counters.real / max(counters.padded, 1),
             "cut_targets": sum(about["cut"] for about in abouts),
+            "empty_targets": sum(about["empty"] for about in abouts),
             "parameters": sum(p.numel() for p in run.student.parameters()),
             "trained_parameters": sum(p.numel() for p in run.student.parameters() if p.requires_grad),
             "threads": torch.get_num_threads(),
@@ -159,7 +160,9 @@ def _result(job: Job, run: _Run, encodings: tuple[Encoding, Encoding | None], pl
 
 def _model(job: Job, tokenizer: Any) -> Any:
     settings = job.training
-    model = models.load(job.model, tokenizer, job.task, list(job.labels) if job.labels else None)
+    model = models.load(
+        job.model, tokenizer, job.student.task, list(job.student.labels) if job.student.labels else None
+    )
     if settings.precision == "float64":
         model.double()
     if settings.lora:
@@ -177,6 +180,13 @@ def _columns(job: Job, tokenizer: Any) -> int | None:
         return None
     if job.teacher is None:
         raise ModelError(f"{job.name}: {_needy(job.training)} needs a teacher, and these rows have none")
+    if job.student.task != "generation":
+        if (
+            models.tokenizer_mark(job.tokenizer) != models.tokenizer_mark(job.teacher.tokenizer)
+            and job.student.task == "span"
+        ):
+            raise ModelError(f"{job.name}: spans are places in a prompt: student and teacher need the same tokenizer")
+        return None
     return models.shared_columns(tokenizer, models.load_tokenizer(job.teacher.tokenizer))
 
 
@@ -218,7 +228,10 @@ def _encodings(job: Job, rank: int) -> tuple[Encoding, Encoding | None]:
         readers = [job.student, *([also] if also else [])]
         names = [models.tokenizer_mark(r.tokenizer) for r in readers]
         how = {**vars(source), "path": None, "prompts": None, "store": None, "follow": None}
-        shown = [[str(r.prompt), [s.input for s in r.shots], [s.target for s in r.shots], r.encoder] for r in readers]
+        shown = [
+            [str(r.prompt), [s.input for s in r.shots], [s.target for s in r.shots], r.encoder, r.task, r.labels]
+            for r in readers
+        ]
         path = Path(job.tokens) / f"{fingerprint([mark, names, shown, rules, how])}.arrow"
         return Encoding(path, rank == 0, lambda part: encoded.write(part, source, job.student, also, limits), _agree)
 
@@ -244,7 +257,7 @@ def _provider(job: Job, scorer: teaching.Scorer | None, device: torch.device, co
         return teaching.Nobody()
     assert job.teacher is not None
     if isinstance(settings.teacher, InProcess):
-        return teaching.InProcess(job.teacher.tokenizer, settings.teacher.dtype, device, columns)
+        return teaching.InProcess(job.teacher, settings.teacher.dtype, device, columns)
     if not isinstance(settings.teacher, FromStore):
         if scorer is None:
             raise TrainingError(f"{job.name}: training.teacher: kind actors needs a cluster")
@@ -459,7 +472,8 @@ class _Run:
     def _dev_loss(self, cutter: Cutter) -> float:
         """The training loss of the dev rows; of rows of which the teacher's side is not known, cross entropy."""
         known = self.job.dev is None or not isinstance(self.settings.teacher, FromStore)
-        losses = self.losses if known else [TokenLoss("cross_entropy")]
+        plain = "mse" if self.student.task == "regression" else "cross_entropy"
+        losses = self.losses if known else [TokenLoss(plain)]
         provider = self.provider if known else teaching.Nobody()
         sums: dict[str, torch.Tensor] = {}
         factors: dict[str, float] = {}
@@ -487,9 +501,11 @@ class _Run:
 
     @torch.no_grad()
     def _answered(self, cutter: Cutter, tokenizer: Any) -> dict[str, float]:
-        """Metrics of greedy answers to the first dev rows, against their targets."""
+        """Metrics of the answers to the first dev rows, against their targets; greedy ones of a model that writes."""
         found, targets = self.plan.dev
         targets = targets[: self.settings.dev_answer_rows]
+        if self.student.task != "generation":
+            return self._told(found, targets, tokenizer)
         model, pad = self.student.model, tokenizer.pad_token_id
         pieces = batches.by_length(found.source_lengths[found.row_of[targets]].tolist(), self.settings.batch_tokens)
         mine, answers = pieces[self.rank :: self.world], {}
@@ -528,6 +544,24 @@ class _Run:
             name: metrics.get(name)(texts, [[r.strip() for r in one] for one in right])
             for name in self.settings.dev_metrics
         }
+
+    def _told(self, found: Set, targets: Any, tokenizer: Any) -> dict[str, float]:
+        """`_answered` of an encoder's head; every worker answers everything."""
+        task, labels, sources = self.student.task, self.job.student.labels, {}
+        texts: dict[int, str] = {}
+        for piece in batches.by_length(
+            found.source_lengths[found.row_of[targets]].tolist(), self.settings.batch_tokens
+        ):
+            sources = [found.source(int(found.row_of[i])) for i in targets[piece]]
+            said = heads.answers(self.student.model, task, sources, tokenizer.pad_token_id)
+            for place, source, numbers in zip(piece.tolist(), sources, said, strict=True):
+                texts[place] = heads.text(task, labels, tokenizer, source, numbers)
+        right = [
+            [heads.text(task, labels, tokenizer, found.source(int(found.row_of[i])), found.target(int(i)))]
+            for i in targets
+        ]
+        answers = [texts[i] for i in range(len(targets))]
+        return {name: metrics.get(name)(answers, right) for name in self.settings.dev_metrics}
 
 
 def _optimizer(student: Student, settings: Training) -> torch.optim.AdamW:

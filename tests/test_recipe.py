@@ -108,6 +108,7 @@ def test_overrides_reach_their_field(small):
 
 def test_both_sides_name_the_classes_alike(small):
     sides = ["student.task=classification", "student.labels=[ham, spam]", "teacher.task=classification"]
+    sides.append("teacher.engine={kind: transformers}")
     assert recipe.load(small, [*sides, "teacher.labels=[ham, spam]"]).teacher.labels == ["ham", "spam"]
     with pytest.raises(RecipeError, match=r"teacher.labels \['spam', 'ham'\] and student.labels .* must be the same"):
         recipe.load(small, [*sides, "teacher.labels=[spam, ham]"])

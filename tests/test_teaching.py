@@ -136,7 +136,7 @@ class Scorer:
     def __init__(self, teacher, columns, k):
         from raykd.teaching import InProcess
 
-        self.teacher, self.k, self.asked = InProcess(str(teacher), "float32", "cpu", columns), k, 0
+        self.teacher, self.k, self.asked = InProcess(encoded.Reading(str(teacher), ""), "float32", "cpu", columns), k, 0
 
     def ask(self, teacher):
         self.asked += 1
@@ -265,8 +265,13 @@ def test_rows_that_do_not_fit(tmp_path, shared_tokenizer):
         return about, encoded.Set(encoded.Reader(tmp_path / "s.arrow").more())
 
     about, found = written("refuse", "refuse", 1)
-    assert about == {"rows": 2, "bad_rows": ["row b: target is empty"], "cut": 0, "missing": 0} and len(found) == 2
+    assert (
+        about == {"rows": 2, "bad_rows": ["row b: target is empty"], "cut": 0, "empty": 0, "missing": 0}
+        and len(found) == 2
+    )
     limits = encoded.Limits("t", 9, 3, "cut", "keep", 0)
     about = encoded.write(tmp_path / "s.arrow", source, reading, None, limits)
     found = encoded.Set(encoded.Reader(tmp_path / "s.arrow").more())
-    assert about["cut"] == 2 and about["rows"] == 3 and found.target_lengths.tolist() == [3, 1, 3]
+    assert (
+        about["cut"] == 2 and about["empty"] == 1 and about["rows"] == 3 and found.target_lengths.tolist() == [3, 1, 3]
+    )

@@ -14,20 +14,21 @@ from raykd.cluster import resources
 from raykd.recipe import Cluster, Scorers
 
 if TYPE_CHECKING:
+    from raykd.encoded import Reading
     from raykd.training import Job
 
 
 class _Teacher:
     """The actor: a frozen model."""
 
-    def __init__(self, folder: str, dtype: str, columns: int | None, k: int, threads: int):
+    def __init__(self, reading: Reading, dtype: str, columns: int | None, k: int, threads: int):
         import torch
 
         from raykd.teaching import InProcess
 
         torch.set_num_threads(threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.teacher, self.k = InProcess(folder, dtype, device, columns), k
+        self.teacher, self.k = InProcess(reading, dtype, device, columns), k
 
     def top_k(self, teacher: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         import torch
@@ -72,7 +73,7 @@ def scorers(job: Job, cluster: Cluster) -> Iterator[ActorScorer | None]:
         max_task_retries=place.max_failures,
     )
     threads = resources.threads(place.threads, 1 + count)
-    arguments = (job.teacher.tokenizer, wanted.dtype, columns, wanted.k, threads)
+    arguments = (job.teacher, wanted.dtype, columns, wanted.k, threads)
     actors: list[Any] = [made.remote(*arguments) for _ in range(count)]
     try:
         yield ActorScorer(actors)

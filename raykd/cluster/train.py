@@ -23,6 +23,7 @@ from raykd.run import fingerprint
 if TYPE_CHECKING:
     from raykd.training import Job
 
+ERROR = "error.txt"  # in a training's folder: why one of its workers gave up
 POLL = 1.0  # seconds between looks at a training's log, for the bars
 
 
@@ -35,12 +36,18 @@ def _worker(config: dict) -> dict:
     from raykd import training  # here, so that Ray's own processes need not load torch and transformers
 
     job = config["job"]
+    said = Path(job.folder) / ERROR
+    if said.exists():  # of the workers before these
+        return {"error": said.read_text()}
     held = ray_train.get_checkpoint()
     try:
         with held.as_directory() if held else nullcontext() as folder:
             return training.train(job, report, Path(folder) if folder else None, config["scorer"])
     except RaykdError as error:  # not a lost worker: trying again would end the same way
-        return {"error": str(error)}
+        if ray_train.get_context().get_world_size() == 1:
+            return {"error": str(error)}
+        said.write_text(str(error))
+        raise  # which ends the other workers, who may be waiting for this one
 
 
 def together(count: int, cluster: Cluster) -> tuple[int, int]:
@@ -61,6 +68,8 @@ def fit(job: Job, cluster: Cluster, progress: Callable[[int, str], None]) -> dic
     system, place = _storage(workers.storage) if workers.storage else (None, str(Path(job.folder).absolute()))
     ended = threading.Event()
     watcher = threading.Thread(target=_watch, args=(job, progress, ended), daemon=True)
+    said = Path(job.folder) / ERROR
+    said.unlink(missing_ok=True)
     with score.scorers(job, cluster) as scorer:
         trainer = TorchTrainer(
             _worker,
@@ -85,7 +94,7 @@ def fit(job: Job, cluster: Cluster, progress: Callable[[int, str], None]) -> dic
         try:
             result: Any = trainer.fit().return_value
         except ray_train.TrainingFailedError as error:
-            raise TrainingError(_cause(job, error)) from error
+            raise TrainingError(said.read_text() if said.exists() else _cause(job, error)) from error
         finally:
             ended.set()
             watcher.join()

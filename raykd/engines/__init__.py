@@ -83,6 +83,12 @@ def open_engine(opening: Opening) -> Engine:
 
         return VllmEngine(opening)
     if kind == "transformers":
+        from raykd import heads, models
+
+        if heads.task_of(models.saved_configuration(opening.model)) != "generation":
+            from raykd.engines.encoder import EncoderEngine
+
+            return EncoderEngine(opening)
         from raykd.engines.transformers import TransformersEngine
 
         return TransformersEngine(opening)

@@ -52,8 +52,18 @@ def test_two_workers_train_as_one_does_and_bars_are_fed(tmp_path, shared_tokeniz
 
 def test_an_error_in_the_loop_is_one_line_and_not_tried_again(tmp_path, shared_tokenizer, ray_session):
     broken = job(tmp_path, shared_tokenizer, max_target_tokens=1)
-    with pytest.raises(TrainingError, match=r"row r\d+: target of \d+ tokens, at most 1") as error:
+    with pytest.raises(TrainingError, match=r"t: row r\d+: target of \d+ tokens, at most 1") as error:
         train.fit(replace(broken, name="t"), Cluster(), lambda step, note: None)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.timeout(200)
+def test_an_error_of_one_worker_ends_them_all(tmp_path, shared_tokenizer, ray_session):
+    """Only the first worker reads the rows; the other waits for it."""
+    broken = job(tmp_path, shared_tokenizer, max_target_tokens=1)
+    cluster = Cluster(student=Workers(workers=2, resources={"CPU": 1}))
+    with pytest.raises(TrainingError, match=r"t: row r\d+: target of \d+ tokens, at most 1") as error:
+        train.fit(broken, cluster, lambda step, note: None)
     assert "\n" not in str(error.value)
 
 
