@@ -16,9 +16,11 @@ def run(run: Run) -> str:
     rows, method = stages.read_rows(run), run.recipe.method
     lessons = gold_only(run, rows)
     if isinstance(method, Distill) and method.overlap:
-        trained = stages.following(
-            run, partial(labels, run), lambda given: stages.train(run, rows, {"distilled": lesson(run, rows, given)})
-        )
+
+        def train(given: Labels) -> dict[str, dict]:
+            return stages.train(run, rows, {"distilled": lesson(run, rows, given)})
+
+        trained = stages.following(run, "distilled", partial(labels, run), train)
         taught(run, rows)
         trained |= stages.train(run, rows, lessons)
     else:
@@ -32,9 +34,10 @@ def run(run: Run) -> str:
 
 def lesson(run: Run, rows: Sets, given: Labels) -> Lesson:
     """What the student learns: the teacher's answers, and the gold targets that its sequences ask for."""
-    if run.recipe.student.training.sequences.kind == "pseudo_targets":
+    kind = run.recipe.student.training.sequences.kind
+    if kind == "pseudo_targets":
         return Lesson(given)
-    return Lesson(replace(given, sources=(0, 2), gold=rows.file("gold")))
+    return Lesson(replace(given, sources=(2,) if kind == "gold" else (0, 2), gold=rows.file("gold")))
 
 
 def labels(run: Run, begun: Callable[[Labels], None] = lambda given: None) -> Labels:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from raykd.recipe import Task, Training
 from raykd.sequences import chosen
 
 AHEAD = 2  # global batches that are ready before they are asked for
+PATIENCE = 5.0  # seconds for the thread that makes them to end; it may be waiting for a teacher
 
 
 class Cursor(NamedTuple):
@@ -101,6 +103,7 @@ class Encoding:
             make(self.part)
         except BaseException as error:
             self.error = error
+            self.part.unlink(missing_ok=True)
             return
         self.part.with_suffix(".json").replace(self.path.with_suffix(".json"))
         self.part.replace(self.path)
@@ -234,7 +237,8 @@ class Loader:
 
     def __exit__(self, *error) -> None:
         self.over.set()
-        while self.thread.is_alive():
+        until = time.monotonic() + PATIENCE
+        while self.thread.is_alive() and time.monotonic() < until:
             try:
                 self.ready.get(timeout=0.05)
             except queue.Empty:

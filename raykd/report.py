@@ -166,6 +166,11 @@ def _sections(found: dict[str, Any]) -> list[Section]:
         ),
         ("Stages", "Tokens are those trained on, or those generated.", _stages(found["stages"])),
         (
+            "Trainings",
+            "Padding: the share of computed positions without a token. Waited: of the seconds of steps, those for rows.",
+            _trainings(found["stages"]),
+        ),
+        (
             "Labelling",
             "Only answers that the store did not hold were asked of an engine. Seconds are from its first input on.",
             _labelling(found["stages"]),
@@ -235,6 +240,17 @@ def _stages(stages: list[dict[str, Any]]) -> Table:
     for stage in stages:
         counts = [_cell(stage[key]) for key in ("rows", "tokens", "tokens_per_second")]
         table.append([stage["stage"], stage["kind"], f"{stage['started']:.0f}", f"{stage['seconds']:.1f}", *counts])
+    return table
+
+
+def _trainings(stages: list[dict[str, Any]]) -> Table:
+    counted = ("parameters", "rows", "workers", "seconds", "waited_seconds", "tokens_per_second")
+    table = [["stage", *(name.replace("_", " ") for name in counted), "padding", "cut targets", "empty targets"]]
+    for stats, name in ((s["stats"], s["stage"]) for s in stages if s["kind"] == "train"):
+        padding = stats.get("padding")
+        shown = "" if padding is None else f"{100 * padding:.1f} %"
+        odd = [_cell(stats.get(key)) for key in ("cut_targets", "empty_targets")]
+        table.append([name, *(_cell(stats.get(key)) for key in counted), shown, *odd])
     return table
 
 

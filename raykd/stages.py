@@ -719,10 +719,14 @@ def together(run: Run, calls: dict[str, Callable[[], Any]]) -> list[Any]:
 
 
 def following(
-    run: Run, label: Callable[[Callable[[Labels], None]], Labels], train: Callable[[Labels], dict[str, dict[str, Any]]]
+    run: Run,
+    name: str,
+    label: Callable[[Callable[[Labels], None]], Labels],
+    train: Callable[[Labels], dict[str, dict[str, Any]]],
 ) -> dict[str, dict[str, Any]]:
-    """Train on labels while they are still written: `label(begun)` and `train(labels)` at the same time."""
-    _connect(run)  # here: a local Ray ends with the thread that started it
+    """Train `name` on labels while they are still written: `label(begun)` and `train(labels)` at the same time."""
+    if not (run.path / name / MANIFEST).exists():
+        _connect(run)  # here: a local Ray ends with the thread that started it
     begun: Future[Labels] = Future()
     with ThreadPoolExecutor(1) as pool:
         labelling = pool.submit(label, begun.set_result)

@@ -36,6 +36,7 @@ from raykd.run import fingerprint
 from raykd.students import Student
 from raykd.trackers import Log
 
+CHECKPOINT = ".checkpoint-"  # folders of checkpoints that are being written
 LOG_EVERY = 10  # steps between lines of log.jsonl
 UNKNOWN_STEPS = 10_000  # what a schedule is drawn over where the number of steps is not known from the start
 
@@ -82,6 +83,8 @@ def train(
     DataError for what does not fit.
     """
     torch.set_num_threads(job.threads)
+    for left in Path(job.folder).glob(f"{CHECKPOINT}*"):  # by a worker that was killed
+        shutil.rmtree(left, ignore_errors=True)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     torch.manual_seed(job.seed)
@@ -600,7 +603,7 @@ def _log(job: Job, step: int) -> Log:
 
 def _checkpoint(run: _Run, report: Callable[[dict, Path], None], rank: int, metrics: dict) -> None:
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".checkpoint-{rank}-", dir=run.job.folder))
+        folder = Path(tempfile.mkdtemp(prefix=CHECKPOINT, dir=run.job.folder))
     except OSError as error:
         raise TrainingError(f"{run.job.folder}: the checkpoint cannot be written: {error.strerror}") from None
     try:

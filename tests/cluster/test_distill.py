@@ -13,6 +13,7 @@ from raykd.store import Store
 
 CAUSAL = {"kind": "config", "model_type": "llama", "settings": LLAMA}
 TRAINING = {"learning_rate": 0.01, "max_steps": 40, "batch_tokens": 512, "evaluate_every": 20}
+MIXED = {"sequences": {"kind": "mixture", "gold": 0.5, "by": "ratio"}}
 ARMS = {"arms": {}, "method": {"kind": "distill"}}
 
 
@@ -27,15 +28,28 @@ def ran(file: Path) -> None:
 
 @pytest.mark.timeout(500)
 @pytest.mark.parametrize(
-    ("engine", "side", "losses", "kept"),
+    ("engine", "side", "losses", "kept", "sequences"),
     [
         # the vocabulary of 20 words is all within a top-k
-        ("vllm", {"kind": "store"}, {"forward_kl": {"weight": 0.5}, "cross_entropy": {"weight": 0.5}}, "top_k"),
-        ("transformers", {"kind": "actors", "k": 8, "dtype": "float32"}, {"jsd": {"options": {"beta": 0.3}}}, "text"),
+        ("vllm", {"kind": "store"}, {"forward_kl": {"weight": 0.5}, "cross_entropy": {"weight": 0.5}}, "top_k", {}),
+        (
+            "transformers",
+            {"kind": "actors", "k": 8, "dtype": "float32"},
+            {"jsd": {"options": {"beta": 0.3}}},
+            "text",
+            {},
+        ),
+        (
+            "transformers",
+            {"kind": "in_process", "dtype": "float32"},
+            {"reverse_kl": {}, "cross_entropy": {}},
+            "text",
+            MIXED,
+        ),
     ],
 )
-def test_a_student_learns_probabilities(tmp_path, engine, side, losses, kept):
-    training = {**TRAINING, "losses": losses, "teacher": side, "empty_targets": "keep"}
+def test_a_student_learns_probabilities(tmp_path, engine, side, losses, kept, sequences):
+    training = {**TRAINING, "losses": losses, "teacher": side, **sequences}
     student = {"model": CAUSAL, "training": training, "prompt": "{input} =>", "sampling": {"max_tokens": 10}}
     arguments = (
         {"arguments": {"enforce_eager": True, "dtype": "float32", "max_num_seqs": 64}} if engine == "vllm" else {}
@@ -47,6 +61,8 @@ def test_a_student_learns_probabilities(tmp_path, engine, side, losses, kept):
     lines = [json.loads(line) for line in (tmp_path / "runs/small/distilled/log.jsonl").read_text().splitlines()]
     dev = [line["dev_loss"] for line in lines if "dev_loss" in line]
     assert len(dev) == 2 and dev[1] < dev[0]
+    rows = trained["stats"]["rows"] + trained["stats"]["dev_rows"]
+    assert rows == (800 if sequences else 400)  # the gold inputs as well
     assert trained["results"]["steps"] == 40 and list((tmp_path / "runs/small/distilled/tensorboard").iterdir())
     card = (Path(trained["results"]["model"]) / "README.md").read_text()
     assert all(word in card for word in [*losses, "phoneme_error_rate", "raykd run small.yaml"])
