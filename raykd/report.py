@@ -167,7 +167,7 @@ def _sections(found: dict[str, Any]) -> list[Section]:
         ("Stages", "Tokens are those trained on, or those generated.", _stages(found["stages"])),
         (
             "Trainings",
-            "Padding: the share of computed positions without a token. Waited: of the seconds of steps, those for rows.",
+            "Padding: the share of computed positions without a token. Waited: of the seconds, those spent on rows.",
             _trainings(found["stages"]),
         ),
         (
