@@ -55,7 +55,15 @@ def placed(prompt: str, sample: int) -> str:
     return os.environ["CUDA_VISIBLE_DEVICES"]
 
 
-def slowly(prompt: str, sample: int) -> str:
-    """The prompt without its end, after a while."""
-    time.sleep(0.04)
-    return prompt.removesuffix(" =>").upper()
+def after_the_student(prompt: str, sample: int) -> str:
+    """The input in capitals; to one input there is no answer before a training has logged a step."""
+    text, awaited, path = prompt.split("|")
+    until = time.monotonic() + 150
+    while text == awaited and time.monotonic() < until:
+        if Path(path).exists() and "step" in Path(path).read_text():
+            break
+        time.sleep(0.1)
+    else:
+        if text == awaited:
+            return "nobody trained"
+    return text.upper()

@@ -194,6 +194,9 @@ def test_wandb_offline_lies_in_the_folder_and_a_resumed_training_continues_its_r
     time.sleep(1)  # W&B names its folders by the second
     written(tmp_path / "s", [30], start=20, chosen=chosen, warn=silent)
     files = sorted((tmp_path / "s" / "wandb").glob("offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime)
+    until = time.monotonic() + 20
+    while not all(history for _, history in map(wandb_history, files)) and time.monotonic() < until:
+        time.sleep(0.2)  # W&B's own process writes
     found = [wandb_history(file) for file in files]
     assert [ids for ids, _ in found] == [{json.loads((tmp_path / "s" / trackers.IDS).read_text())["wandb"]}] * 2
     assert [list(history) for _, history in found] == [[10, 20], [30]]

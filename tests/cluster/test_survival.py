@@ -53,6 +53,7 @@ def bucket(monkeypatch):
     server.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_killed_run_goes_on_from_an_object_store(tmp_path, tiny_models, bucket):
     teacher = {"model": {"kind": "checkpoint", "path": str(tiny_models["llama"])}, "prompt": "{input} =>"}
