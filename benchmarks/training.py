@@ -1,12 +1,22 @@
 """The training loop against its peers: the same model, rows, optimizer and threads, in interleaved rounds.
 
-    python benchmarks/training.py [--task words|slots|instructions] [--rows N] [--rounds N]
-        [--snips FILE] [--instructions FILE --tokenizer FOLDER --trl-python PYTHON]
+    python benchmarks/training.py [--task words|slots|instructions] [--rows N] [--rounds N] [--arms NAME,NAME]
+        [--snips FILE] [--instructions FILES --tokenizer FOLDER --trl-python PYTHON]
 
 words: letters to phonemes (CMUdict), a T5 of the demo's size. slots: Snips utterances to their intent and slots, a
-larger T5. instructions: a causal student of 17 million parameters, losses on answers only; TRL runs in a Python of
-its own. Every arm sees every row once, in a process of its own; seconds are those of its training steps, data
-included. dev loss is cross entropy per target token on the same held-out rows, by one program for all arms.
+T5 of 4+4 layers x 256. instructions: a causal student of 17 million parameters, losses on answers only; TRL runs in
+a Python of its own. Every arm sees every row once, in a process of its own that has trained a little before. Seconds
+run from the first batch that is asked for to the last step, waiting for data included; nothing is evaluated, logged
+or saved meanwhile. dev loss is cross entropy per target token on the same held-out rows, by one program for all arms.
+
+    raykd            batches of BUDGETS padded tokens, by length
+    trainer, best    Seq2SeqTrainer, grouped by length, as many rows per batch as raykd has on average
+    trainer, default Seq2SeqTrainer, 8 rows per batch in random order
+    mckd authors     the same, 2 rows per batch, 16 batches accumulated
+    trl, packed      SFTTrainer, packing, 1,024 tokens per batch and as many accumulated as raykd's batches hold
+    trl, packed flat the same, all packs of a step in one forward
+    trl, grouped     SFTTrainer, padded, grouped by length, as many rows per batch as raykd has on average
+    trl, default     SFTTrainer, padded, 8 rows per batch; without its gradient checkpointing and bfloat16
 """
 
 from __future__ import annotations
@@ -14,19 +24,22 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RATE, THREADS, WARMUP, DECAY = 0.002, 2, 0.1, 0.01
-T5 = {"d_kv": 16, "num_heads": 8, "relative_attention_num_buckets": 64, "dropout_rate": 0.0}
+WARM_STEPS = 3  # before anything is measured
+T5 = {"num_heads": 8, "relative_attention_num_buckets": 64, "dropout_rate": 0.0}
 MODELS = {
-    "words": ("t5", {**T5, "d_model": 64, "d_ff": 192, "num_layers": 3, "num_decoder_layers": 2}),
-    "slots": ("t5", {**T5, "d_model": 192, "d_ff": 512, "num_layers": 4, "num_decoder_layers": 4}),
+    "words": ("t5", {**T5, "d_model": 64, "d_kv": 16, "d_ff": 192, "num_layers": 3, "num_decoder_layers": 2}),
+    "slots": ("t5", {**T5, "d_model": 256, "d_kv": 32, "d_ff": 1024, "num_layers": 4, "num_decoder_layers": 4}),
     "instructions": (
         "llama",
         {
@@ -41,24 +54,28 @@ MODELS = {
     ),
 }
 BUDGETS = {"words": 1280, "slots": 2048, "instructions": 4096}  # padded tokens of raykd's batches
+PACK = 1024  # tokens of a pack
+ENCODERS = ["raykd", "trainer, best", "trainer, default", "mckd authors"]
 ARMS = {
-    "words": ["raykd", "trainer, best", "trainer, default", "mckd authors"],
-    "slots": ["raykd", "trainer, best", "trainer, default", "mckd authors"],
-    "instructions": ["raykd", "trl, packed", "trl, default"],
+    "words": ENCODERS,
+    "slots": ENCODERS,
+    "instructions": ["raykd", "trl, packed", "trl, packed flat", "trl, grouped", "trl, default"],
 }
 
 
 def main() -> None:
-    given = argparse.ArgumentParser()
+    given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     given.add_argument("--task", choices=list(MODELS), default="words")
     given.add_argument("--rows", type=int, default=16_000)
     given.add_argument("--rounds", type=int, default=3)
-    given.add_argument("--snips")
-    given.add_argument("--instructions")
-    given.add_argument("--tokenizer")
+    given.add_argument("--arms", default="all", help="some of the task's, with commas as in 'raykd;trl, packed'")
+    given.add_argument("--workers", type=int, default=0, help="data loading processes of 'trainer, best'")
+    given.add_argument("--snips", help="its train.jsonl.gz")
+    given.add_argument("--instructions", help="JSONL files, with commas between")
+    given.add_argument("--tokenizer", help="a folder; default: one of the rows' words")
     given.add_argument("--trl-python", default=sys.executable)
-    given.add_argument("--arm")
-    given.add_argument("--folder")
+    given.add_argument("--arm", help=argparse.SUPPRESS)
+    given.add_argument("--folder", help=argparse.SUPPRESS)
     settings = given.parse_args()
     if settings.arm:
         run(settings.arm, Path(settings.folder))
@@ -66,39 +83,44 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, settings)
-        found: dict[str, list[dict]] = {arm: [] for arm in ARMS[settings.task]}
+        arms = [arm for arm in ARMS[settings.task] if settings.arms == "all" or arm in settings.arms.split(";")]
+        found: dict[str, list[dict]] = {arm: [] for arm in arms}
         for number in range(settings.rounds):
-            for arm in reversed(list(found)) if number % 2 else list(found):
-                program = settings.trl_python if arm.startswith("trl") else sys.executable
-                command = [program, __file__, "--task", settings.task, "--arm", arm, "--folder", str(folder)]
-                done = subprocess.run(command, capture_output=True, text=True)
-                if done.returncode:
-                    sys.exit(done.stdout[-2000:] + done.stderr[-4000:])
-                result = json.loads(done.stdout.strip().splitlines()[-1])
-                result["dev_loss"] = dev_loss(Path(result["model"]), folder)
-                found[arm].append(result)
-                print(json.dumps({"arm": arm, **result}), file=sys.stderr, flush=True)
-                (folder / "batch.json").exists() or save_batch(folder, found)
+            for arm in reversed(arms) if number % 2 else arms:
+                found[arm].append(measured(arm, folder, settings))
+                if arm == "raykd":  # whose rows per batch the best peers are given too
+                    rows = found[arm][0]["rows"] / found[arm][0]["steps"]
+                    (folder / "batch.json").write_text(json.dumps(round(rows)))
         table(found)
 
 
-def save_batch(folder: Path, found: dict[str, list[dict]]) -> None:
-    """Rows per batch of raykd, which the best peers are given too."""
-    if found["raykd"]:
-        (folder / "batch.json").write_text(json.dumps(round(found["raykd"][0]["rows_per_step"])))
+def measured(arm: str, folder: Path, settings: argparse.Namespace) -> dict:
+    program = settings.trl_python if arm.startswith("trl") else sys.executable
+    command = [program, __file__, "--task", settings.task, "--arm", arm, "--folder", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stdout[-2000:] + done.stderr[-4000:])
+    result = json.loads(done.stdout.strip().splitlines()[-1])
+    result["dev_loss"] = dev_loss(Path(result.pop("model")), folder)
+    load = round(os.getloadavg()[0], 1)
+    print(json.dumps({"arm": arm, **result, "load": load}), file=sys.stderr, flush=True)
+    return result
 
 
 def table(found: dict[str, list[dict]]) -> None:
-    print("| arm | rows/s | target tokens/s | padding | dev loss | raykd is faster by |\n|---|---|---|---|---|---|")
+    """Medians; ratios are taken within a round."""
+    print("| arm | rows/step | rows/s | target tokens/s | padding | dev loss | raykd is faster by |")
+    print("|---|---|---|---|---|---|---|")
+    mine = [result["rows"] / result["seconds"] for result in found.get("raykd", [])]
     for arm, results in found.items():
         rates = [result["rows"] / result["seconds"] for result in results]
         tokens = statistics.median(result["tokens"] / result["seconds"] for result in results)
-        mine = [result["rows"] / result["seconds"] for result in found["raykd"]]
-        ratios = [own / rate for own, rate in zip(mine, rates, strict=True)]
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if arm != "raykd" else ""
-        loss, padding = statistics.median(r["dev_loss"] for r in results), results[0]["padding"]
-        shown = "" if padding is None else f"{100 * padding:.0f} %"
-        print(f"| {arm} | {statistics.median(rates):,.0f} | {tokens:,.0f} | {shown} | {loss:.3f} | {spread} |")
+        ratios = [own / rate for own, rate in zip(mine, rates, strict=False)]
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
+        loss, one = statistics.median(r["dev_loss"] for r in results), results[0]
+        cells = [arm, f"{one['rows'] / one['steps']:.0f}", f"{statistics.median(rates):,.0f}", f"{tokens:,.0f}"]
+        cells += [f"{100 * one['padding']:.0f} %", f"{loss:.3f}", "" if arm == "raykd" else spread]
+        print("| " + " | ".join(cells) + " |")
 
 
 # ----------------------------------------------------------------------------------------------- preparing
@@ -129,7 +151,7 @@ def prepare(folder: Path, settings: argparse.Namespace) -> None:
     model = models.load(FromConfig(kind="config", model_type=kind, settings=size), tokenizer)
     model.save_pretrained(folder / "start")
     tokenizer.save_pretrained(folder / "start")
-    (folder / "task.json").write_text(json.dumps({"task": settings.task, "budget": BUDGETS[settings.task]}))
+    (folder / "task.json").write_text(json.dumps({"task": settings.task, "workers": settings.workers}))
 
 
 def words(settings: argparse.Namespace) -> list[tuple[str, str]]:
@@ -159,13 +181,11 @@ def instructions(settings: argparse.Namespace) -> list[tuple[str, str]]:
     tokenizer, rows = models.load_tokenizer(settings.tokenizer), []
     for path in settings.instructions.split(","):
         for line in map(json.loads, Path(path).read_text().splitlines()):
-            prompt = " ".join(filter(None, [line.get("instruction"), line.get("input")]))
-            rows.append((f"User: {prompt}\nAssistant:", " " + str(line.get("output") or line.get("response") or "")))
-    fits = [
-        r
-        for r in rows
-        if r[1].strip() and len(tokenizer(r[0]).input_ids) < 400 and len(tokenizer(r[1]).input_ids) < 300
-    ]
+            for one in line.get("instances", [line]):  # self-instruct's seeds have instances
+                prompt = " ".join(filter(None, [line["instruction"], one.get("input")]))
+                rows.append((f"User: {prompt}\nAssistant:", " " + str(one.get("output") or "")))
+    sizes = [[len(tokenizer(text).input_ids) for text in row] for row in rows]
+    fits = [row for row, (prompt, answer) in zip(rows, sizes, strict=True) if prompt < 400 and 1 < answer < 300]
     random.Random(0).shuffle(fits)
     return fits
 
@@ -180,24 +200,24 @@ def run(arm: str, folder: Path) -> None:
     torch.set_num_threads(THREADS)
     task = json.loads((folder / "task.json").read_text())
     at = Path(tempfile.mkdtemp(dir=folder))
-    if arm == "raykd":
-        result = raykd(folder, at, task)
-    elif arm.startswith("trl"):
-        result = trl(folder, at, packed="packed" in arm)
-    else:
-        result = trainer(folder, at, arm)
+    way = raykd if arm == "raykd" else trl if arm.startswith("trl") else trainer
+    way(arm, folder, at / "warm", task, WARM_STEPS)
+    result = way(arm, folder, at, task, None)
+    assert torch.get_num_threads() == THREADS
     print(json.dumps({**result, "model": str(at / "model")}))
 
 
-def raykd(folder: Path, at: Path, task: dict) -> dict:
+def raykd(arm: str, folder: Path, at: Path, task: dict, steps: int | None) -> dict:
     sys.path.insert(0, str(ROOT))
     from raykd import encoded, training
     from raykd.recipe import Checkpoint, Training
 
+    at.mkdir(exist_ok=True)
     settings = Training(
         learning_rate=RATE,
-        epochs=1,
-        batch_tokens=task["budget"],
+        epochs=None if steps else 1,
+        max_steps=steps,
+        batch_tokens=BUDGETS[task["task"]],
         warmup_ratio=WARMUP,
         weight_decay=DECAY,
         evaluate_every=10**6,
@@ -214,126 +234,152 @@ def raykd(folder: Path, at: Path, task: dict) -> dict:
         dev=encoded.Rows(str(folder / "dev.jsonl")),
         student=encoded.Reading(start, "{input}", encoder=task["task"] != "instructions"),
         folder=str(at),
-        tokens=str(at / "tokens"),
+        tokens=str(folder / "tokens"),
         marks=("train", "dev"),
         seed=0,
         threads=THREADS,
     )
-    stats = training.train(job, lambda metrics, checkpoint: None)
-    steps, stats = stats["steps"], stats["stats"]
-    kept = {name: stats[name] for name in ("rows", "tokens", "seconds", "padding")}
-    return {**kept, "rows_per_step": stats["rows"] / steps, "steps": steps}
+    result = training.train(job, lambda metrics, checkpoint: None)
+    stats = result["stats"]
+    return {"steps": result["steps"], **{n: stats[n] for n in ("rows", "tokens", "seconds", "padding")}}
 
 
-def encoded_rows(folder: Path, encoder: bool) -> list[dict]:
+def encoded_rows(folder: Path) -> list[dict]:
     """The very ids that raykd trains on."""
     sys.path.insert(0, str(ROOT))
     from raykd import models
 
     rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
     tokenizer = models.load_tokenizer(folder / "tokenizer")
-    sources = models.encode_inputs(tokenizer, [row["input"] for row in rows], encoder)
+    sources = models.encode_inputs(tokenizer, [row["input"] for row in rows], encoder=True)
     targets = models.encode_targets(tokenizer, [row["target"] for row in rows])
     return [{"input_ids": s, "labels": t, "length": len(s) + len(t)} for s, t in zip(sources, targets, strict=True)]
 
 
-def trainer(folder: Path, at: Path, arm: str) -> dict:
-    import torch
+def quiet(at: Path, steps: int | None) -> dict:
+    """What every trainer of a peer is told."""
+    return {
+        "output_dir": str(at / "out"),
+        "num_train_epochs": 1,
+        "max_steps": steps or -1,
+        "learning_rate": RATE,
+        "lr_scheduler_type": "linear",
+        "optim": "adamw_torch_fused",
+        "warmup_steps": WARMUP,  # a share, below one
+        "weight_decay": DECAY,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "bf16": False,
+        "dataloader_pin_memory": False,
+        "seed": 0,
+    }
+
+
+def batch_rows(folder: Path) -> int:
+    """Rows of raykd's batches on average."""
+    path = folder / "batch.json"
+    return json.loads(path.read_text()) if path.exists() else 32
+
+
+def trainer(arm: str, folder: Path, at: Path, task: dict, steps: int | None) -> dict:
     import transformers
     from datasets import Dataset
 
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder / "start")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "start")
-    rows = encoded_rows(folder, encoder=True)
-    batch = json.loads((folder / "batch.json").read_text()) if (folder / "batch.json").exists() else 64
+    rows = encoded_rows(folder)
+    best = {"per_device_train_batch_size": batch_rows(folder), "train_sampling_strategy": "group_by_length"}
     ways = {
-        "trainer, best": {"per_device_train_batch_size": batch, "train_sampling_strategy": "group_by_length"},
+        "trainer, best": {**best, "dataloader_num_workers": task["workers"]},
         "trainer, default": {"per_device_train_batch_size": 8},
         "mckd authors": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 16},
     }
     settings = transformers.Seq2SeqTrainingArguments(
-        output_dir=str(at / "out"),
-        num_train_epochs=1,
-        learning_rate=RATE,
-        warmup_steps=WARMUP,
-        weight_decay=DECAY,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        logging_strategy="no",
-        seed=0,
-        use_cpu=True,
         length_column_name="length",
-        dataloader_pin_memory=False,
+        remove_unused_columns=False,  # the lengths must reach the sampler, and not the model
+        **quiet(at, steps),
         **ways[arm],
     )
-    plain = transformers.DataCollatorForSeq2Seq(tokenizer, model)
-    seen = {"padded": 0, "real": 0}
-
-    def collate(features: list[dict]) -> dict:
-        made = plain([{k: v for k, v in f.items() if k != "length"} for f in features])
-        seen["padded"] += made["input_ids"].numel() + made["labels"].numel()
-        seen["real"] += int(made["attention_mask"].sum()) + int((made["labels"] != -100).sum())
-        return made
-
-    # the length column must reach the sampler, and not the model
-    settings.remove_unused_columns = False
+    pad = transformers.DataCollatorForSeq2Seq(tokenizer, model)
     made = transformers.Seq2SeqTrainer(
-        model=model, args=settings, train_dataset=Dataset.from_list(rows), data_collator=collate
+        model=model,
+        args=settings,
+        train_dataset=Dataset.from_list(rows),
+        data_collator=lambda features: pad([{k: v for k, v in f.items() if k != "length"} for f in features]),
     )
-    begun = time.monotonic()
-    made.train()
-    seconds = time.monotonic() - begun
+    seconds, padding = timed(made, sum(row["length"] for row in rows), sides=2)
     model.save_pretrained(at / "model")
     tokens = sum(len(row["labels"]) for row in rows)
-    assert torch.get_num_threads() == THREADS
-    padding = 1 - seen["real"] / seen["padded"]
     return {
+        "steps": made.state.global_step,
         "rows": len(rows),
         "tokens": tokens,
         "seconds": seconds,
         "padding": padding,
-        "steps": made.state.global_step,
     }
 
 
-def trl(folder: Path, at: Path, packed: bool) -> dict:
+def timed(made: Any, real: int, sides: int) -> tuple[float, float]:
+    """Seconds of a trainer's training, data included and its setting up not; and the share of padding in an epoch."""
+    from transformers import TrainerCallback
+
+    times, padded, collate = [], [], made.data_collator
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            times.append(time.monotonic())
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            times.append(time.monotonic())
+
+    def counted(features: list[dict]) -> dict:
+        batch = collate(features)
+        padded.append(batch["input_ids"].numel() + (batch["labels"].numel() if sides == 2 else 0))
+        return batch
+
+    if not made.args.dataloader_num_workers:  # a worker's count would not come back
+        made.data_collator = counted
+    made.add_callback(Clock())
+    made.train()
+    return times[1] - times[0], 1 - real / sum(padded) if padded else float("nan")
+
+
+def trl(arm: str, folder: Path, at: Path, task: dict, steps: int | None) -> dict:
     import transformers
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "start")
     rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
-    batch = json.loads((folder / "batch.json").read_text()) if (folder / "batch.json").exists() else 8
-    ways = {"packing": True, "per_device_train_batch_size": 4} if packed else {"per_device_train_batch_size": 8}
+    packs = BUDGETS[task["task"]] // PACK
+    ways = {
+        "trl, packed": {"packing": True, "per_device_train_batch_size": 1, "gradient_accumulation_steps": packs},
+        "trl, packed flat": {"packing": True, "per_device_train_batch_size": packs},
+        "trl, grouped": {
+            "per_device_train_batch_size": batch_rows(folder),
+            "train_sampling_strategy": "group_by_length",
+        },
+        "trl, default": {"per_device_train_batch_size": 8},
+    }
     settings = SFTConfig(
-        output_dir=str(at / "out"),
-        num_train_epochs=1,
-        learning_rate=RATE,
-        warmup_steps=WARMUP,
-        weight_decay=DECAY,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        logging_strategy="no",
-        use_cpu=True,
-        bf16=False,
-        max_length=1024,
-        completion_only_loss=True,
-        gradient_checkpointing=False,
-        seed=0,
-        **ways,
+        max_length=PACK, completion_only_loss=True, gradient_checkpointing=False, **quiet(at, steps), **ways[arm]
     )
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "start")
     data = Dataset.from_list([{"prompt": row["input"], "completion": row["target"]} for row in rows])
     made = SFTTrainer(model=model, args=settings, train_dataset=data, processing_class=tokenizer)
-    begun = time.monotonic()
-    made.train()
-    seconds = time.monotonic() - begun
+    seconds, padding = timed(made, sum(map(len, made.train_dataset["input_ids"])), sides=1)
     model.save_pretrained(at / "model")
-    tokens = sum(len(tokenizer(row["target"], add_special_tokens=False).input_ids) + 1 for row in rows)
-    result = {"rows": len(rows), "tokens": tokens, "seconds": seconds, "padding": None}
-    return {**result, "steps": made.state.global_step, "raykd_batch": batch}
+    tokens = sum(label != -100 for labels in made.train_dataset["labels"] for label in labels)
+    return {
+        "steps": made.state.global_step,
+        "rows": len(rows),
+        "tokens": tokens,
+        "seconds": seconds,
+        "padding": padding,
+    }
 
 
 def dev_loss(model_folder: Path, folder: Path) -> float:
