@@ -16,6 +16,7 @@ def once(student_NV, at_N):
     calls += 1
     last = not dist.is_initialized() or dist.get_rank() == dist.get_world_size() - 1
     if last and calls == 45 and not FLAG.exists():
+        FLAG.parent.mkdir(exist_ok=True)
         FLAG.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return -student_NV.gather(1, at_N[:, None]).squeeze(1)
