@@ -75,7 +75,7 @@ def test_the_wheel_alone_checks_a_shipped_recipe(tmp_path):
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name in ("raykd", "pipelines", "tune_spaces"):
+    for name in ("raykd", "pipelines"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     pip = ["-m", "pip", "-q", "--disable-pip-version-check"]
     build = [sys.executable, *pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, source]
