@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Callable
 
 from raykd.errors import RecipeError
+from raykd.metrics.slots import chunk_f1, chunk_precision, chunk_recall, intent_accuracy
 from raykd.metrics.text import bleu, chrf, exact_match, phoneme_error_rate, word_error_rate
 
 Metric = Callable[[list[str], list[list[str]]], float]
@@ -21,6 +22,10 @@ METRICS: dict[str, Metric] = {
     "exact_match": exact_match,
     "bleu": bleu,
     "chrf": chrf,
+    "chunk_f1": chunk_f1,
+    "chunk_precision": chunk_precision,
+    "chunk_recall": chunk_recall,
+    "intent_accuracy": intent_accuracy,
 }
 
 

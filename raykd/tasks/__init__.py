@@ -1,1 +1,51 @@
-"""Tasks: the rows and the output format of one task per file."""
+"""Tasks: the rows and the output formats of one task per file."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from raykd.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Format:
+    """What the targets of a task look like.
+
+    invalid(input, answer)  why the answer cannot be a target of the input, in one line; None where it can
+    repair(input, answer)   the nearest answer that can; a well-formed one unchanged
+    """
+
+    invalid: Callable[[str, str], str | None]
+    repair: Callable[[str, str], str]
+
+
+# name -> where it is; a module is loaded when its format is asked for
+FORMATS = {
+    "text": "raykd.tasks:TEXT",
+    "trees": "raykd.tasks.trees:UNLABELLED",
+    "labelled_trees": "raykd.tasks.trees:LABELLED",
+    "release_trees": "raykd.tasks.trees:RELEASE",
+    "slots": "raykd.tasks.slots:INTERLEAVED",
+    "top": "raykd.tasks.slots:TOP",
+    "intent": "raykd.tasks.slots:INTENT_NAME",
+}
+TEXT = Format(lambda text, answer: None, lambda text, answer: answer)
+
+
+def get(name: str) -> Format:
+    """The format of that name, or a user's own as `module:name`. Raises RecipeError if there is none."""
+    module, colon, attribute = FORMATS.get(name, name).partition(":")
+    if not colon:
+        near = difflib.get_close_matches(name, FORMATS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(FORMATS)}, or module:name"
+        raise RecipeError(f"answers.format: unknown format {name!r}; {hint}")
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except (ImportError, ValueError) as error:  # ValueError: an empty module name
+        raise RecipeError(f"answers.format: {name}: {error}") from None
+    if not isinstance(found, Format):
+        raise RecipeError(f"answers.format: {name}: {module} has no Format of that name")
+    return found
