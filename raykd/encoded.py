@@ -7,6 +7,7 @@ A record batch is a chunk of rows:
     teacher       list<int32>              the teacher's prompt, where a teacher reads along; else empty
     targets       list<list<int32>>        the row's targets, with their end token
     gold          list<bool>               whether a target is gold
+    weights       list<float>              what a target counts for in the loss
     <payload>     list<list<...>>          what the store kept of each target, one after the other
 
 Beside a finished stream there is `<name>.json`: {rows, bad_rows, cut, empty, missing}: targets that were
@@ -47,7 +48,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a JSONL file: {id, input, target}."""
+    """Rows of a JSONL file: {id, input, target, perhaps weight}."""
 
     path: str
 
@@ -106,6 +107,7 @@ class Target(NamedTuple):
     ids: list[int] | np.ndarray | None = None
     gold: bool = False
     payload: dict[str, np.ndarray] = {}
+    weight: float = 1.0
 
 
 Row = tuple[str, str, list[Target]]  # id, input, targets
@@ -116,7 +118,7 @@ Row = tuple[str, str, list[Target]]  # id, input, targets
 
 def write(
     path: Path,
-    source: Rows | Stored,
+    source: Rows | tuple[Stored, ...],
     student: Reading,
     teacher: Reading | None,
     limits: Limits,
@@ -126,9 +128,10 @@ def write(
     Targets of an encoder's head are the numbers of `heads`. Raises DataError for more bad rows than tolerated,
     TrainingError where the disk is full.
     """
-    kind = source.payload.kind if isinstance(source, Stored) and source.payload else "text"
+    payload = None if isinstance(source, Rows) else source[0].payload
+    kind = payload.kind if payload else "text"
     encoder = _Encoder(student, teacher, limits, kind)
-    found = _of_store(source) if isinstance(source, Stored) else _of_file(source)
+    found = _of_file(source) if isinstance(source, Rows) else (rows for one in source for rows in _of_store(one))
     try:
         with pa.OSFile(str(path), "wb") as file:
             out = pa.ipc.new_stream(file, encoder.schema)
@@ -155,6 +158,7 @@ class _Encoder:
         self.bad: list[str] = []
         fields = [("id", pa.string()), ("source", pa.list_(pa.int32())), ("teacher", pa.list_(pa.int32()))]
         fields += [("targets", pa.list_(pa.list_(pa.int32()))), ("gold", pa.list_(pa.bool_()))]
+        fields += [("weights", pa.list_(pa.float32()))]
         fields += [(name, pa.list_(pa.list_(kind))) for name, kind in self.kinds.items()]
         self.schema = pa.schema(fields)
 
@@ -183,6 +187,7 @@ class _Encoder:
             _lists([k[2] for k in kept], pa.int32()),
             _nested([[ids for ids, _ in k[3]] for k in kept], pa.int32()),
             pa.array([[t.gold for _, t in k[3]] for k in kept], pa.list_(pa.bool_())),
+            pa.array([[t.weight for _, t in k[3]] for k in kept], pa.list_(pa.float32())),
         ]
         for name, kind in self.kinds.items():
             columns.append(_nested([[t.payload.get(name, ()) for _, t in k[3]] for k in kept], kind))
@@ -240,7 +245,7 @@ def _reader(reading: Reading) -> Callable[[list[str]], tuple[list[str], list[lis
     render, special = prompts.renderer(reading.prompt, reading.shots, tokenizer), prompts.special_tokens(reading.prompt)
 
     def read(texts: list[str]) -> tuple[list[str], list[list[int]]]:
-        shown = [render(text) for text in texts]
+        shown = render(texts)
         return shown, models.encode_inputs(tokenizer, shown, reading.encoder, special)
 
     return read
@@ -264,7 +269,7 @@ def _of_file(source: Rows) -> Iterator[list[Row]]:
     with open(source.path, encoding="utf-8") as file:
         while lines := list(itertools.islice(file, CHUNK)):
             rows = [json.loads(line) for line in lines]
-            yield [(row["id"], row["input"], [Target(row["target"])]) for row in rows]
+            yield [(r["id"], r["input"], [Target(r["target"], weight=r.get("weight", 1.0))]) for r in rows]
 
 
 def _of_store(source: Stored) -> Iterator[list[Row]]:
@@ -402,7 +407,7 @@ class Chunk:
     """The arrays of a record batch, as views of the mapped file.
 
     source, teacher  (values, offsets) by row;  first (R + 1,), a row's first target among the chunk's
-    target           (values, offsets) by target;  gold (V,);  payload  (values, offsets) by target, by name
+    target           (values, offsets) by target;  gold, weights (V,);  payload  (values, offsets) by target, by name
     """
 
     def __init__(self, batch: pa.RecordBatch):
@@ -411,7 +416,8 @@ class Chunk:
         self.first = batch["targets"].offsets.to_numpy()
         self.target = _views(batch["targets"].values)
         self.gold = batch["gold"].values.to_numpy(zero_copy_only=False).astype(bool)
-        self.payload = {n: _views(batch[n].values) for n in batch.schema.names[5:]}
+        self.weights = batch["weights"].values.to_numpy()
+        self.payload = {n: _views(batch[n].values) for n in batch.schema.names[6:]}
 
 
 def _views(lists: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
@@ -481,7 +487,7 @@ def about(path: Path) -> dict[str, Any]:
 class Set:
     """Rows of some chunks, numbered from 0, and their targets, numbered as well.
 
-    source_lengths (R,), target_lengths (V,), first (R + 1,): a row's first target, gold (V,)
+    source_lengths (R,), target_lengths (V,), first (R + 1,): a row's first target, gold and weights (V,)
     """
 
     def __init__(self, chunks: Sequence[Chunk]):
@@ -492,6 +498,7 @@ class Set:
         counts = np.concatenate([empty, *(np.diff(c.first) for c in chunks)])
         self.first = np.concatenate([[0], np.cumsum(counts)])
         self.gold = np.concatenate([np.zeros(0, bool), *(c.gold for c in chunks)])
+        self.weights = np.concatenate([np.zeros(0, np.float32), *(c.weights for c in chunks)])
         self._rows = np.cumsum([0, *(c.rows for c in chunks)])
         self._targets = np.cumsum([0, *(len(c.gold) for c in chunks)])
         self.row_of = np.repeat(np.arange(len(counts)), counts)

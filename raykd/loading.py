@@ -59,6 +59,7 @@ class Batch:
     """A global batch, as one worker sees it: its own micro-batches, and what they are to be divided by.
 
     tokens  target tokens of all workers; rows  of all workers; padded, real  tokens of both sides, of all workers
+    weight  what tokens, or sequences, of all workers count for together: what a term is divided by
     way     epochs that are over after this batch; next  the cursor after it
     """
 
@@ -67,6 +68,7 @@ class Batch:
     micros: list[Micro]
     tokens: int
     rows: int
+    weight: float
     padded: int
     real: int
     way: float
@@ -298,8 +300,10 @@ class Cutter:
         while len(micros) < (most if self.equal else 1):  # it takes part with nothing to say
             micros.append(self.micro(found, targets[:1], silent=True))
         padded = sum(len(p) * int(lengths[p].max(axis=0).sum()) for cut in cuts for p in cut if len(p))
-        tokens = int(found.target_lengths[targets].sum())
-        return Batch(found, targets, micros, tokens, len(targets), padded, int(lengths.sum()), way, after)
+        sizes, weights = found.target_lengths[targets], found.weights[targets].astype(np.float64)
+        weight = float((weights * sizes if self.training.reduction == "tokens" else weights).sum())
+        counts = int(sizes.sum()), len(targets), weight, padded, int(lengths.sum())
+        return Batch(found, targets, micros, *counts, way, after)
 
     def micro(self, found: Set, targets: np.ndarray, silent: bool = False) -> Micro:
         rows = found.row_of[targets]
@@ -308,8 +312,7 @@ class Cutter:
         labels = tensors.pop("labels")
         if silent:
             labels = torch.full_like(labels, IGNORE)
-        sizes = found.target_lengths[targets] if not silent else np.zeros(0, np.int64)
-        weights = torch.from_numpy(np.repeat(1 / sizes, sizes)) if self.training.reduction == "sequences" else None
+        weights = None if silent else self._weights(found, targets)
         teacher = None
         if self.teacher_pad is not None:
             sources = [found.teacher(r) for r in rows]
@@ -318,6 +321,13 @@ class Cutter:
                 teacher["labels"] = torch.full_like(teacher["labels"], IGNORE)
         payload = {} if silent else self._payload(found, targets)
         return Micro(targets, tensors, labels, weights, teacher, payload)
+
+    def _weights(self, found: Set, targets: np.ndarray) -> torch.Tensor | None:
+        """What each token counts for; None where all count for 1."""
+        sizes, weights = found.target_lengths[targets], found.weights[targets].astype(np.float64)
+        if self.training.reduction == "sequences":
+            weights = weights / sizes
+        return None if (weights == 1).all() else torch.from_numpy(np.repeat(weights, sizes))
 
     def _tensors(self, sources: list[np.ndarray], answers: list[np.ndarray], pad: int) -> dict[str, torch.Tensor]:
         if self.lengths.task == "generation":

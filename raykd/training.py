@@ -55,7 +55,7 @@ class Job:
     model: Model
     tokenizer: str
     training: Training
-    source: encoded.Rows | encoded.Stored
+    source: encoded.Rows | tuple[encoded.Stored, ...]
     dev: encoded.Rows | None
     student: encoded.Reading
     folder: str
@@ -215,9 +215,9 @@ def parallel_root(parallel: Any) -> Student:
 
 def _chunks(job: Job) -> int | None:
     """How many chunks a stream will have that the first epoch follows."""
-    if not isinstance(job.source, encoded.Stored) or not job.source.follow:
+    if isinstance(job.source, encoded.Rows) or not job.source[0].follow:
         return None
-    return len(encoded.chunks_of(job.source))
+    return len(encoded.chunks_of(job.source[0]))
 
 
 def _encodings(job: Job, rank: int) -> tuple[Encoding, Encoding | None]:
@@ -226,11 +226,12 @@ def _encodings(job: Job, rank: int) -> tuple[Encoding, Encoding | None]:
     rules = (settings.max_input_tokens, settings.max_target_tokens, settings.long_targets, settings.empty_targets)
     limits = encoded.Limits(job.name, *rules, job.max_bad_rows)
 
-    def one(source: encoded.Rows | encoded.Stored, mark: str) -> Encoding:
+    def one(source: encoded.Rows | tuple[encoded.Stored, ...], mark: str) -> Encoding:
         also = job.teacher if _reads_along(settings) else None
         readers = [job.student, *([also] if also else [])]
         names = [models.tokenizer_mark(r.tokenizer) for r in readers]
-        how = {**vars(source), "path": None, "prompts": None, "store": None, "follow": None}
+        places = {"path": None, "prompts": None, "store": None, "follow": None}
+        how = [{**vars(part), **places} for part in ([source] if isinstance(source, encoded.Rows) else source)]
         shown = [
             [str(r.prompt), [s.input for s in r.shots], [s.target for s in r.shots], r.encoder, r.task, r.labels]
             for r in readers
@@ -265,7 +266,7 @@ def _provider(job: Job, scorer: teaching.Scorer | None, device: torch.device, co
         if scorer is None:
             raise TrainingError(f"{job.name}: training.teacher: kind actors needs a cluster")
         return teaching.Asked(scorer, settings.teacher.tail, device)
-    payload = job.source.payload if isinstance(job.source, encoded.Stored) else None
+    payload = None if isinstance(job.source, encoded.Rows) else job.source[0].payload
     if payload is None or payload.kind == "text":
         found = payload.kind if payload else "texts"
         raise RecipeError(f"{job.name}: {_needy(settings)} needs the teacher's side, and the rows are {found}")
@@ -406,8 +407,7 @@ class _Run:
 
     def _denominators(self, batch: Batch, sides: list[Side | None]) -> tuple[list[Any], dict[str, float]]:
         """atkd's groups of each micro-batch, and of every term what the global batch's weights come to."""
-        whole = float(batch.tokens if self.settings.reduction == "tokens" else batch.rows)
-        found = {loss.name: whole for loss in self.losses if loss.kind != "atkd"}
+        found = {loss.name: batch.weight for loss in self.losses if loss.kind != "atkd"}
         if "atkd" not in self.settings.losses:
             return [None] * len(sides), found
         uncertain = [self._uncertainty(m, s) for m, s in zip(batch.micros, sides, strict=True)]

@@ -99,6 +99,20 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_rows(tmp_
     assert not (tmp_path / "train" / "model").exists()
 
 
+@pytest.mark.parametrize("reduction", ["tokens", "sequences"])
+def test_a_row_that_counts_twice_is_as_two_rows(tmp_path, shared_tokenizer, reduction):
+    """All rows are one batch; micro-batches cut it elsewhere."""
+    first, *others = pairs(12)
+    found = []
+    for name, rows in (("weight", [{**first, "weight": 2.0}, *others]), ("twice", [first, first, *others])):
+        settings = {"precision": "float64", "reduction": reduction, "batch_tokens": 4096, "max_steps": 10}
+        made = job(tmp_path / name, shared_tokenizer, rows=rows, **settings, micro_batch_tokens=64)
+        dev = encoded.Rows(str(write_rows(tmp_path / "dev.jsonl", pairs(5, 50))))
+        training.train(replace(made, dev=dev), lambda m, f: None)
+        found.append(losses(tmp_path / name / "train")[10])
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+
+
 def nan_loss(student_NV, at_N):
     return student_NV.sum(1) * math.nan
 
