@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from raykd import cuts
 from raykd.errors import ModelError
 from raykd.recipe import Cut, FromConfig, Lora, Model, PretrainedTokenizer, Task, Tokenizer
 from raykd.run import fingerprint
 
+EMBEDDED = 8192  # padded tokens that are embedded at once
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
 
@@ -187,6 +191,33 @@ def _name_classes(config: Any, labels: list[str] | None, path: str) -> None:
     config.id2label = dict(enumerate(names))
     config.label2id = {name: i for i, name in enumerate(names)}
     config.problem_type = "single_label_classification" if labels else "regression"
+
+
+def embedder(path: str) -> Callable[[list[str]], np.ndarray]:
+    """A function from texts to the means of an encoder's last hidden states (N, H), float32, of length 1."""
+    import torch
+    from transformers import AutoModel
+
+    from raykd import batches
+
+    tokenizer = load_tokenizer(local(path), generates=False)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModel.from_pretrained(local(path), dtype="float32").to(device).eval()
+    longest = min(512, getattr(model.config, "max_position_embeddings", 512))
+
+    @torch.inference_mode()
+    def embed(texts: list[str]) -> np.ndarray:
+        rows = [ids[:longest] for ids in tokenizer(texts)["input_ids"]]
+        found = np.zeros((len(rows), model.config.hidden_size), np.float32)
+        for piece in batches.by_length([len(ids) for ids in rows], EMBEDDED):
+            tensors = batches.pad_right([rows[i] for i in piece], tokenizer.pad_token_id)
+            tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+            hidden_BTH, mask_BT1 = model(**tensors).last_hidden_state, tensors["attention_mask"][..., None]
+            means_BH = (hidden_BTH * mask_BT1).sum(1) / mask_BT1.sum(1)
+            found[piece] = torch.nn.functional.normalize(means_BH, dim=1).cpu().numpy()
+        return found
+
+    return embed
 
 
 def sizes(folder: Path) -> tuple[int, int]:

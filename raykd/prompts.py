@@ -3,38 +3,60 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from raykd.data import Example
 from raykd.errors import ModelError
-from raykd.recipe import Chat, Prompt
+from raykd.recipe import Chat, Completion, Prompt
+from raykd.shots import chooser
 
 
-def renderer(prompt: Prompt, shots: Sequence[Example] = (), tokenizer: Any = None) -> Callable[[str], str]:
-    """A function from input to prompt. Only a chat needs the tokenizer; raises ModelError where it has no template."""
+def renderer(
+    prompt: Prompt, candidates: Sequence[Example] = (), tokenizer: Any = None, served: bool = False
+) -> Callable[[list[str]], list[str]]:
+    """A function from inputs to prompts, whose examples are chosen among the candidates.
+
+    Only a chat needs the tokenizer; raises ModelError where it has no template. The prompt of a chat with a served
+    model is its turns as JSON.
+    """
     template = prompt if isinstance(prompt, str) else prompt.template
 
     def fill(text: str) -> str:
         return template.replace("{input}", text)  # other braces stay as they are
 
     if isinstance(prompt, str):
-        return fill
-    if isinstance(prompt, Chat):
-        if not getattr(tokenizer, "chat_template", None):
-            raise ModelError("prompt: kind chat needs a tokenizer with a chat template, and this one has none")
+        return lambda texts: [fill(text) for text in texts]
+    choose = chooser(prompt.shots, candidates)
+    one = _chat(prompt, fill, tokenizer, served) if isinstance(prompt, Chat) else _completion(prompt, fill)
+    return lambda texts: [one(text, shown) for text, shown in zip(texts, choose(texts), strict=True)]
+
+
+def _chat(prompt: Chat, fill: Callable[[str], str], tokenizer: Any, served: bool) -> Callable[..., str]:
+    if not served and not getattr(tokenizer, "chat_template", None):
+        raise ModelError("prompt: kind chat needs a tokenizer with a chat template, and this one has none")
+
+    def write(text: str, shown: list[Example]) -> str:
         turns = [{"role": "system", "content": prompt.system}] if prompt.system else []
-        for shot in shots:
+        for shot in shown:
             turns += [{"role": "user", "content": fill(shot.input)}, {"role": "assistant", "content": shot.target}]
+        turns.append({"role": "user", "content": fill(text)})
+        if served:
+            return json.dumps(turns, ensure_ascii=False)
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
-        def chat(text: str) -> str:
-            turn = {"role": "user", "content": fill(text)}
-            return tokenizer.apply_chat_template([*turns, turn], tokenize=False, add_generation_prompt=True)
+    return write
 
-        return chat
+
+def _completion(prompt: Completion, fill: Callable[[str], str]) -> Callable[..., str]:
     before, between, after = _around(prompt.shot)
-    shown = "".join(f"{before}{fill(shot.input)}{between}{shot.target}{after}" for shot in shots)
-    return lambda text: shown + before + fill(text) + between.rstrip()  # the blank before a target is the target's
+
+    def write(text: str, shown: list[Example]) -> str:
+        examples = "".join(f"{before}{fill(shot.input)}{between}{shot.target}{after}" for shot in shown)
+        return examples + before + fill(text) + between.rstrip()  # the blank before a target is the target's
+
+    return write
 
 
 def _around(shot: str) -> tuple[str, str, str]:

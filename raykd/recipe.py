@@ -136,6 +136,17 @@ class Cut(Section):
 
 
 Model = Annotated[Checkpoint | FromConfig | Cut, Field(discriminator="kind")]
+
+
+class Served(Section):
+    """A model behind an endpoint (engine: kind endpoint), by the name it has there."""
+
+    kind: Literal["served"]
+    name: str = Field(min_length=1)
+
+
+TeacherModel = Annotated[Checkpoint | FromConfig | Cut | Served, Field(discriminator="kind")]
+
 Task = Literal["generation", "classification", "regression", "span"]  # span: extractive question answering
 
 
@@ -351,7 +362,29 @@ class ScriptedEngine(Section):
     function: str = Field(default="raykd.engines.scripted:echo", pattern=r"^[\w.]+:\w+$")
 
 
-Engine = Annotated[VllmEngine | TransformersEngine | ScriptedEngine, Field(discriminator="kind")]
+class Price(Section):
+    """What an endpoint asks for a million tokens, in any one currency: for the report."""
+
+    prompt: float = Field(ge=0)
+    output: float = Field(ge=0)
+
+
+class EndpointEngine(Section):
+    """Any OpenAI-compatible endpoint. Rows leave the cluster for it; the report says how many."""
+
+    kind: Literal["endpoint"]
+    url: str = Field(pattern=r"^https?://[^@]+$", description="up to and with /v1")
+    api_key_env: str | None = Field(
+        default=None, pattern=r"^[A-Za-z_]\w*$", description="the environment variable that holds the key"
+    )
+    concurrency: int = Field(default=16, ge=1, description="requests under way, of each replica")
+    requests_per_minute: float | None = Field(default=None, gt=0, description="begun at most, by each replica")
+    retries: int = Field(default=6, ge=0, description="of a request, with growing pauses, before the pass stops")
+    timeout_seconds: float = Field(default=120, gt=0, description="for an answer")
+    price: Price | None = None
+
+
+Engine = Annotated[VllmEngine | TransformersEngine | ScriptedEngine | EndpointEngine, Field(discriminator="kind")]
 
 
 class Sampling(Section):
@@ -423,10 +456,25 @@ Payload = Annotated[
 
 
 class Shots(Section):
-    """Examples shown before the input."""
+    """Examples shown before the input; an input is never shown as its own example."""
 
     rows: Rows = Field(description="with targets")
-    count: int = Field(ge=1, description="the first ones of the rows")
+    count: int = Field(ge=1, description="shown to each input")
+    choose: Literal["first", "random", "bm25", "embedding"] = Field(
+        default="first", description="the first of the rows, or for each input others: drawn, or the most similar"
+    )
+    nearest: Literal["last", "first"] | None = Field(
+        default=None, description="where the most similar stands; default: last, beside the input"
+    )
+    encoder: str | None = Field(default=None, description="of embedding: a Hugging Face folder or hub name")
+
+    @model_validator(mode="after")
+    def _fields_serve(self) -> Shots:
+        if (self.encoder is None) == (self.choose == "embedding"):
+            raise ValueError("encoder goes with choose: embedding")
+        if self.nearest and self.choose in ("first", "random"):
+            raise ValueError(f"nearest does nothing: choose is {self.choose}")
+        return self
 
 
 Template = Annotated[str, Field(pattern=r"\{input\}")]
@@ -490,7 +538,7 @@ def _losses_serve(task: Task, training: Training) -> None:
 class Teacher(Section):
     """The model that writes pseudo-targets."""
 
-    model: Model
+    model: TeacherModel
     task: Task = Field(default="generation", description="span is extractive question answering")
     labels: list[str] | None = Field(
         default=None, description="of a classification: the names of its classes, in order"
@@ -512,6 +560,15 @@ class Teacher(Section):
         _task_serves(self.task, self.engine, self.sampling)
         if self.fine_tune:
             _losses_serve(self.task, self.fine_tune)
+        if (self.model.kind == "served") != (self.engine.kind == "endpoint"):
+            raise ValueError(
+                f"model of kind served and engine of kind endpoint go together, found {self.model.kind}"
+                f" and {self.engine.kind}"
+            )
+        if self.model.kind == "served" and self.fine_tune:
+            raise ValueError("fine_tune: a model behind an endpoint cannot be trained here")
+        if self.engine.kind == "endpoint" and self.payload.kind not in ("auto", "text"):
+            raise ValueError(f"payload: an endpoint gives texts, found {self.payload.kind}")
         return self
 
 
@@ -542,6 +599,8 @@ class Student(Section):
         _labels_serve(self.task, self.labels)
         _task_serves(self.task, self.engine, self.sampling)
         _losses_serve(self.task, self.training)
+        if self.engine.kind == "endpoint":
+            raise ValueError("engine: a student answers here, found kind endpoint")
         return self
 
 
@@ -555,12 +614,55 @@ class Distill(Section):
     overlap: bool = Field(default=False, description="train while the teacher still writes; the first epoch follows it")
 
 
+class BackCheck(Section):
+    """A new label is scored against the one before it, as if that were right."""
+
+    metric: str = Field(description="a name in raykd.metrics.METRICS, or module:function; more must be better")
+    at_least: float | None = Field(default=None, description="labels that score less are dropped")
+
+
 class Mckd(Section):
     """Multistage collaborative distillation (Zhao et al., ACL 2024)."""
 
     kind: Literal["mckd"]
     partitions: int = Field(default=2, ge=2)
     stages: int = Field(default=2, ge=2, description="generations: stages - 1 rounds, then the final student")
+    shares: list[float] | None = Field(default=None, description="of the inputs, by partition; default: equal ones")
+    relabel: Literal["next", "vote", "own"] = Field(
+        default="next",
+        description="who labels a partition: the next one's student, a vote of all students that never saw it, or, as "
+        "an ablation, its own",
+    )
+    warm_start: bool = Field(
+        default=False, description="a round's students go on from those of the round before, instead of afresh"
+    )
+    gold: bool = Field(default=False, description="every student learns data.gold as well")
+    exchange: Literal["text", "top_k"] = Field(
+        default="text", description="what students tell each other: texts, or also their 64 most likely tokens"
+    )
+    back_check: BackCheck | None = None
+    weigh: Literal["confidence", "agreement"] | None = Field(
+        default=None,
+        description="what a label counts for: its mean probability per token, or its score in the back check",
+    )
+
+    @model_validator(mode="after")
+    def _fields_serve(self) -> Mckd:
+        if self.shares is not None:
+            if len(self.shares) != self.partitions or min(self.shares) <= 0:
+                raise ValueError(f"shares: expected {self.partitions} numbers above 0, found {self.shares}")
+        if self.relabel == "vote" and self.partitions == 2:
+            raise ValueError("relabel: with 2 partitions one student alone never saw a partition: expected next")
+        if self.exchange == "top_k":
+            given = {"relabel: vote": self.relabel == "vote", "weigh": self.weigh, "back_check": self.back_check}
+            given["gold"] = self.gold
+            for name in (name for name, on in given.items() if on):
+                raise ValueError(f"{name} goes with exchange: text")
+        if self.weigh == "agreement" and self.back_check is None:
+            raise ValueError("weigh: agreement needs back_check.metric")
+        if self.back_check and self.back_check.at_least is None and self.weigh != "agreement":
+            raise ValueError("back_check does nothing without at_least, or weigh: agreement")
+        return self
 
 
 Method = Annotated[Distill | Mckd, Field(discriminator="kind")]
@@ -574,6 +676,32 @@ class GoldOnly(Section):
     settings: dict[str, Any] = Field(
         default={}, description="of the student's configuration, where the control fares better with others: dropout"
     )
+
+
+class Answers(Section):
+    """What a right answer looks like, and what becomes of answers before a student learns them."""
+
+    format: str = Field(
+        default="text", description="a name in raykd.tasks.FORMATS, labels (those of the student), or module:name"
+    )
+    invalid: Literal["keep", "drop", "repair"] = Field(
+        default="keep", description="what becomes of an answer that is not of the format; all are counted"
+    )
+    retries: int = Field(default=0, ge=0, description="times that the teacher is asked again after an invalid answer")
+    retry_temperature: float = Field(default=0.7, gt=0)
+    vote: bool = Field(
+        default=False, description="of the teacher's samples the most frequent one (self-consistency, Wang et al. 2023)"
+    )
+
+    @model_validator(mode="after")
+    def _fields_serve(self) -> Answers:
+        if self.format == "text" and (self.invalid != "keep" or self.retries):
+            raise ValueError("invalid and retries do nothing: every text is of the format text")
+        return self
+
+    def chosen(self) -> bool:
+        """Whether answers are learnt otherwise than as they come."""
+        return self.vote or self.retries > 0 or self.invalid != "keep"
 
 
 class Arms(Section):
@@ -702,6 +830,7 @@ class Recipe(Section):
     tokenizer: Tokenizer | None = Field(default=None, description="of models with random weights")
     teacher: Teacher
     student: Student
+    answers: Answers = Answers()
     arms: Arms = Arms()
     metrics: list[str] = Field(default=[], description="names in raykd.metrics.METRICS, or module:function")
     cluster: Cluster = Cluster()
@@ -721,16 +850,41 @@ class Recipe(Section):
         sequences = self.student.training.sequences.kind
         if self.data.gold is None and sequences in ("gold", "mixture"):
             raise ValueError(f"student.training.sequences: kind {sequences} needs data.gold")
-        if self.data.gold is not None and not self.teacher.fine_tune and sequences == "pseudo_targets":
+        mixed = isinstance(self.method, Mckd) and self.method.gold
+        if mixed and self.data.gold is None:
+            raise ValueError("method.gold needs data.gold")
+        if self.data.gold is not None and not self.teacher.fine_tune and sequences == "pseudo_targets" and not mixed:
             raise ValueError("data.gold does nothing without teacher.fine_tune")
+        if self.answers.vote and self.teacher.sampling.n < 2:
+            raise ValueError("answers.vote: a vote needs teacher.sampling.n of 2 or more")
+        if self.answers.chosen() and self.student.training.needs_teacher():
+            if self.student.training.teacher.kind == "store":
+                raise ValueError("answers: what is chosen are texts: student.training.teacher in_process or actors")
+        if self.answers.chosen() and sequences != "pseudo_targets":
+            raise ValueError(f"answers: chosen answers are learnt as pseudo_targets, found sequences: {sequences}")
+        if self.answers.chosen() and isinstance(self.method, Distill) and self.method.overlap:
+            raise ValueError("method.overlap: answers are chosen when all are there: no answers.vote, retries, invalid")
+        if self.student.training.needs_teacher() and self.teacher.model.kind == "served":
+            raise ValueError("student.training.losses: a teacher behind an endpoint gives texts alone")
         if self.teacher.fine_tune and self.teacher.fine_tune.needs_teacher():
             raise ValueError("teacher.fine_tune.losses: a teacher that is fine-tuned has no teacher")
         if self.method.kind == "mckd" and sequences != "pseudo_targets":
             raise ValueError(f"student.training.sequences: mckd learns pseudo_targets, found {sequences}")
-        if self.method.kind == "mckd" and self.student.training.needs_teacher():
-            if self.student.training.teacher.kind == "store":
+        if isinstance(self.method, Mckd):
+            soft = self.method.exchange == "top_k"
+            stored = self.student.training.needs_teacher() and self.student.training.teacher.kind == "store"
+            if stored and not soft:
                 raise ValueError(
-                    "student.training.teacher: mckd's rows are texts: kind in_process or actors, found store"
+                    "student.training.teacher: mckd's rows are texts: kind in_process or actors, found store, "
+                    "which goes with method.exchange: top_k"
+                )
+            if self.method.weigh == "confidence" and self.student.task != "generation":
+                raise ValueError(
+                    f"method.weigh: confidence is of a student that writes, its task is {self.student.task}"
+                )
+            if soft and not stored:
+                raise ValueError(
+                    "method.exchange: top_k needs student.training.losses on probabilities, from teacher: {kind: store}"
                 )
         if self.student.training.needs_teacher() and self.student.task != self.teacher.task:
             raise ValueError(f"teacher.task: expected {self.student.task}, the student's, found {self.teacher.task}")
@@ -825,6 +979,14 @@ def resolve(recipe: Recipe) -> Recipe:
     resolved = absolute(recipe)
     output = recipe.output if "://" in recipe.output else str(Path(recipe.output).absolute())
     return resolved.model_copy(update={"output": output})
+
+
+def settings_of(method: Method) -> list[str]:
+    """The numbers of a method, and what of it is not as by default, as a reader would say them."""
+    numbers = {name: getattr(method, name) for name in ("partitions", "stages") if hasattr(method, name)}
+    others = method.model_dump(mode="json", exclude={"kind", *numbers}, exclude_defaults=True)
+    said = [f"{value} {name}" for name, value in numbers.items()]
+    return said + [name if value is True else f"{name} {value}" for name, value in flat(others).items() if name]
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:

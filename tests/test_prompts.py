@@ -5,9 +5,16 @@ import pytest
 from raykd import models, prompts
 from raykd.data import Example
 from raykd.errors import ModelError
-from raykd.recipe import Chat, Completion
+from raykd.recipe import Chat, Completion, FunctionRows, Shots
 
 SHOTS = [Example("1", "a b", "A B"), Example("2", "{input} {x}", "C")]
+
+
+def first(count, **others):
+    rows = FunctionRows(kind="function", function="nowhere:rows")  # the candidates are given
+    return Shots(rows=rows, count=count, **others)
+
+
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -15,24 +22,24 @@ TEMPLATE = (
 
 
 def test_a_template_fills_its_place_and_no_other_brace():
-    assert prompts.renderer("say {input} {other}")("{x}") == "say {x} {other}"
+    assert prompts.renderer("say {input} {other}")(["{x}"]) == ["say {x} {other}"]
 
 
 def test_a_completion_shows_its_examples_first():
-    prompt = Completion(kind="completion", template="{input} =>")
-    assert prompts.renderer(prompt, SHOTS)("c") == "a b => A B\n\n{input} {x} => C\n\nc =>"
-    prompt = Completion(kind="completion", template="{input}", shot="Q: {prompt}\nA: {target}\n")
-    assert prompts.renderer(prompt, SHOTS[:1])("c") == "Q: a b\nA: A B\nQ: c\nA:"
+    prompt = Completion(kind="completion", template="{input} =>", shots=first(2))
+    assert prompts.renderer(prompt, SHOTS)(["c"]) == ["a b => A B\n\n{input} {x} => C\n\nc =>"]
+    prompt = Completion(kind="completion", template="{input}", shot="Q: {prompt}\nA: {target}\n", shots=first(1))
+    assert prompts.renderer(prompt, SHOTS)(["c"]) == ["Q: a b\nA: A B\nQ: c\nA:"]
 
 
 def test_a_chat_is_written_by_the_tokenizer(shared_tokenizer):
     tokenizer = models.load_tokenizer(shared_tokenizer)
-    prompt = Chat(kind="chat", system="Be brief.", template="Say {input}")
+    prompt = Chat(kind="chat", system="Be brief.", template="Say {input}", shots=first(1))
     with pytest.raises(ModelError, match="kind chat needs a tokenizer with a chat template"):
         prompts.renderer(prompt, SHOTS, tokenizer)
     tokenizer.chat_template, tokenizer.bos_token = TEMPLATE, "a"
-    rendered = prompts.renderer(prompt, SHOTS[:1], tokenizer)("c")
-    assert rendered == "a<system>Be brief.<user>Say a b<assistant>A B<user>Say c<assistant>"
+    rendered = prompts.renderer(prompt, SHOTS, tokenizer)(["c"])
+    assert rendered == ["a<system>Be brief.<user>Say a b<assistant>A B<user>Say c<assistant>"]
     assert not prompts.special_tokens(prompt) and prompts.special_tokens("{input}")
 
 

@@ -92,6 +92,10 @@ def open_engine(opening: Opening) -> Engine:
         from raykd.engines.transformers import TransformersEngine
 
         return TransformersEngine(opening)
+    if kind == "endpoint":
+        from raykd.engines.endpoint import EndpointEngine
+
+        return EndpointEngine(opening)
     from raykd.engines.scripted import ScriptedEngine
 
     return ScriptedEngine(opening)
