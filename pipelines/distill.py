@@ -1,11 +1,12 @@
 """Sequence-level distillation (Kim and Rush 2016): the student learns what the teacher answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from raykd import stages
+from raykd.data import Lineage
 from raykd.recipe import Distill, Loss, PseudoTargets
 from raykd.run import Run
 from raykd.stages import Example, Labels, Lesson, Sets
@@ -21,11 +22,13 @@ def run(run: Run) -> str:
             return stages.train(run, rows, {"distilled": lesson(run, rows, given)})
 
         trained = stages.following(run, "distilled", partial(labels, run), train)
-        taught(run, rows)
+        taught(run, rows, labels(run))
         trained |= stages.train(run, rows, lessons)
     else:
-        taught(run, rows)
-        trained = stages.train(run, rows, {"distilled": lesson(run, rows, labels(run)), **lessons})
+        given = labels(run)
+        (chosen,) = taught(run, rows, given)
+        what = Lesson(chosen) if run.recipe.answers.chosen() else lesson(run, rows, given)
+        trained = stages.train(run, rows, {"distilled": what, **lessons})
     score(run, rows, trained)
     student = trained["distilled"]["model"]
     stages.publish(run, student)
@@ -36,28 +39,36 @@ def lesson(run: Run, rows: Sets, given: Labels) -> Lesson:
     """What the student learns: the teacher's answers, and the gold targets that its sequences ask for."""
     kind = run.recipe.student.training.sequences.kind
     if kind == "pseudo_targets":
-        return Lesson(given)
-    return Lesson(replace(given, sources=(2,) if kind == "gold" else (0, 2), gold=rows.file("gold")))
+        return Lesson((given,))
+    return Lesson((replace(given, sources=(2,) if kind == "gold" else (0, 2), gold=rows.file("gold")),))
 
 
 def labels(run: Run, begun: Callable[[Labels], None] = lambda given: None) -> Labels:
-    """The teacher's answers to the unlabelled and the test inputs, asked together so that its engine starts once.
+    """The teacher's answers: source 0 are the unlabelled inputs, then come the test inputs."""
+    rows = stages.read_rows(run)
+    return asked(run, rows, [rows.file("unlabelled")], begun)
+
+
+def asked(run: Run, rows: Sets, inputs: list[Path], begun: Callable[[Labels], None]) -> Labels:
+    """The teacher's answers to inputs and to the test inputs, asked together so that its engine starts once.
 
     Those to the gold inputs as well, where the student learns both. `begun` is called before the first answer.
     """
-    rows = stages.read_rows(run)
-    sources: list[Path | list[Example]] = [rows.file("unlabelled"), rows.file("test") if "test" in rows.names else []]
+    sources: list[Path | list[Example]] = [*inputs, rows.file("test") if "test" in rows.names else []]
     if run.recipe.student.training.sequences.kind != "pseudo_targets":
         sources.append(rows.file("gold"))
     return stages.label(run, "teacher/labels", stages.fine_tuned(run, rows), run.recipe.teacher, sources, begun=begun)
 
 
-def taught(run: Run, rows: Sets) -> list[Example]:
-    """The unlabelled inputs with the teacher's answers."""
-    labelled = labels(run).examples()
-    stages.quality(run, "teacher/quality", 0, "teacher", labelled, rows.unlabelled)
-    stages.evaluate(run, "teacher", stages.fine_tuned(run, rows), run.recipe.teacher, rows.test)
-    return labelled
+def taught(
+    run: Run, rows: Sets, given: Labels, lineages: Sequence[Lineage] = (Lineage("teacher"),)
+) -> list[list[Example]]:
+    """The teacher's pseudo-targets of each source that has a lineage; they and the teacher are scored."""
+    model = stages.fine_tuned(run, rows)
+    parts = stages.chosen(run, given, model, lineages)
+    stages.quality(run, "teacher/quality", 0, "teacher", sum(parts, []), rows.unlabelled)
+    stages.evaluate(run, "teacher", model, run.recipe.teacher, rows.test)
+    return parts
 
 
 def gold_only(run: Run, rows: Sets) -> dict[str, Lesson]:

@@ -1,49 +1,110 @@
 """Multistage collaborative knowledge distillation (Zhao et al., ACL 2024).
 
-The teacher labels all inputs; they are split into partitions once.
-In every round but the last, a fresh student learns each partition, and then labels a partition it never saw.
-The final student learns what the last round's students wrote.
+All inputs are split into partitions once, and the teacher labels them. In every round but the last, a fresh student
+learns each partition, and then labels partitions it never saw. The final student learns what the last round's students
+wrote.
 """
 
-from functools import partial
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
 
 from pipelines import distill
 from raykd import stages
-from raykd.recipe import Mckd
+from raykd.data import Example, Lineage
+from raykd.recipe import Checkpoint, Mckd
 from raykd.run import Run
-from raykd.stages import Example, Lesson
+from raykd.stages import Labels, Lesson, Sets
 
-labels = distill.labels
+Taught = list[Example] | tuple[Labels, ...]  # what a partition's student learns: texts, or what a store keeps
 
 
 def run(run: Run) -> str:
-    """Teacher, partitions, rounds of students that relabel each other's part, final student; returns its folder."""
-    method = run.recipe.method
-    assert isinstance(method, Mckd)
-    rows = stages.read_rows(run)
-    labelled = distill.taught(run, rows)
-    parts = stages.partition(run, labelled, method.partitions)
+    """Partitions, teacher, rounds of students that relabel each other's part, final student; returns its folder."""
+    rows, method = stages.read_rows(run), settings(run)
+    given = labels(run)
+    count = method.partitions
+    labelled = distill.taught(run, rows, given, [Lineage("teacher", partition=i) for i in range(count)])
+    parts: list[Taught] = list(labelled)
+    if method.exchange == "top_k":
+        parts = [(replace(given, sources=(i,)),) for i in range(count)]
 
+    students: list[str] = []
     for number in range(1, method.stages):
-        at = f"mckd/round-{number}"
-        trained = stages.train(run, rows, {f"{at}/student-{i}": Lesson(part) for i, part in enumerate(parts)})
-        students = [result["model"] for result in trained.values()]
-        parts = relabel(run, at, parts, students[1:] + students[:1])
-        stages.quality(run, f"{at}/quality", number, "students", sum(parts, []), rows.unlabelled)
+        parts, students = round(run, rows, number, parts, students)
 
-    lessons = {"mckd/final": Lesson(sum(parts, []))}
+    lessons = {"mckd/final": lesson(run, rows, together(parts)), **distill.gold_only(run, rows)}
     if run.recipe.arms.distilled:
-        lessons["distilled"] = Lesson(labelled)
-    trained = stages.train(run, rows, {**lessons, **distill.gold_only(run, rows)})
+        whole = replace(given, sources=tuple(range(count)))
+        lessons["distilled"] = Lesson((whole,) if method.exchange == "top_k" else sum(labelled, []))
+    trained = stages.train(run, rows, lessons)
     distill.score(run, rows, trained)
+    stages.publish(run, trained["mckd/final"]["model"])
     return trained["mckd/final"]["model"]
 
 
-def relabel(run: Run, at: str, parts: list[list[Example]], students: list[str]) -> list[list[Example]]:
-    """Each partition with the labels of the student beside it, which never saw it."""
+def settings(run: Run) -> Mckd:
+    """The recipe's method."""
+    assert isinstance(run.recipe.method, Mckd)
+    return run.recipe.method
 
-    def one(number: int) -> list[Example]:
-        name = f"{at}/labels-{number}"
-        return stages.label(run, name, students[number], run.recipe.student, [parts[number]]).examples()
 
-    return stages.together(run, {f"{at}/labels-{number}": partial(one, number) for number in range(len(parts))})
+def labels(run: Run, begun: Callable[[Labels], None] = lambda given: None) -> Labels:
+    """The teacher's answers: sources 0 to P - 1 are the partitions, then come the test inputs."""
+    rows = stages.read_rows(run)
+    return distill.asked(run, rows, stages.partition(run, rows, settings(run)), begun)
+
+
+def lesson(run: Run, rows: Sets, taught: Taught, **changes) -> Lesson:
+    """What a student learns: pseudo-targets, and gold where the recipe mixes it in."""
+    if settings(run).gold and isinstance(taught, list):
+        taught = taught + rows.gold
+    return Lesson(taught, weigh=settings(run).weigh, **changes)
+
+
+def together(parts: list[Taught]) -> Taught:
+    """All partitions as one."""
+    texts = [example for part in parts if isinstance(part, list) for example in part]
+    return texts or tuple(labels for part in parts if not isinstance(part, list) for labels in part)
+
+
+def round(run: Run, rows: Sets, number: int, parts: list[Taught], before: list[str]) -> tuple[list[Taught], list[str]]:
+    """A student for each partition, which labels others as soon as it is ready; the new labels, and the students."""
+    at, method, count = f"mckd/round-{number}", settings(run), len(parts)
+    files = stages.partition(run, rows, method)
+    unseen = [[(i + shift) % count for shift in SHIFTS[method.relabel](count)] for i in range(count)]
+    found: dict[int, Labels] = {}
+
+    def one(i: int) -> Lesson:
+        def relabel(model: str) -> None:
+            found[i] = stages.relabel(run, f"{at}/labels-by-{i}", model, [files[j] for j in unseen[i]], files[i])
+
+        warm = Checkpoint(kind="checkpoint", path=before[i]) if method.warm_start and before else None
+        return lesson(run, rows, parts[i], model=warm, then=(f"{at}/labels-by-{i}", relabel))
+
+    trained = stages.train(run, rows, {f"{at}/student-{i}": one(i) for i in range(count)})
+    written: list[list[list[Example]]] = [[] for _ in parts]  # of each partition, by each student that labelled it
+    for i in range(count):
+        for place, j in enumerate(unseen[i]):
+            lineage = Lineage(f"{at}/student-{i}", number, j)
+            written[j].append(found[i].examples(place, lineage))
+    old = [
+        part if isinstance(part, list) else sum((one.examples(one.sources[0]) for one in part), []) for part in parts
+    ]
+    new = stages.relabelled(run, f"{at}/labels", written, old)
+    if method.relabel != "own":
+        stages.remembered(run, f"{at}/memory", [found[i] for i in range(count)], old, unseen)
+    stages.quality(run, f"{at}/quality", number, "students", sum(new, []), rows.unlabelled)
+    students = [result["model"] for result in trained.values()]
+    if method.exchange == "text":
+        return list(new), students
+    return [(replace(found[i], sources=(0,)),) for j in range(count) for i in range(count) if j in unseen[i]], students
+
+
+# which partitions the student of partition i labels: i plus each of these
+SHIFTS: dict[str, Callable[[int], list[int]]] = {
+    "next": lambda count: [count - 1],  # the one before it
+    "vote": lambda count: list(range(1, count)),
+    "own": lambda count: [0],
+}

@@ -39,13 +39,35 @@ Found = tuple[int, "dict[str, Any] | str"]
 
 
 @dataclass(frozen=True)
+class Lineage:
+    """Where a pseudo-target is from.
+
+    by         "teacher", or the name of the training whose student wrote it; several with + between, of a vote
+    round      0: the teacher's; partition  that its input is in
+    score      mean natural log-probability of its tokens to who wrote it; None where that is not known
+    agreement  0 to 1: the share of votes for it, or its score in the back check; None where there was neither
+    """
+
+    by: str
+    round: int = 0
+    partition: int | None = None
+    score: float | None = None
+    agreement: float | None = None
+
+
+@dataclass(frozen=True)
 class Example:
-    """An input, and what is known to be right for it. `references` are further right targets, for scoring only."""
+    """An input, and what is known to be right for it. `references` are further right targets, for scoring only.
+
+    A pseudo-target counts for `weight` in the loss, and has a lineage.
+    """
 
     id: str
     input: str
     target: str | None = None
     references: tuple[str, ...] = ()
+    weight: float = 1.0
+    lineage: Lineage | None = None
 
     def right_answers(self) -> list[str]:
         """The target, then the references, without duplicates; empty where nothing is known."""

@@ -11,6 +11,7 @@ import json
 import math
 import re
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,9 @@ def gather(folder: Path) -> dict[str, Any]:
         "method": recipe.method.model_dump(mode="json"),
         "complete": SCORED[method] in scored if recipe.data.test else any(s["stage"] == LAST[method] for s in stages),
         "arms": {name: scored[name] for name in dict.fromkeys([*ARMS, *scored]) if name in scored},
+        "costs": _costs(scored, stages),
         "pseudo_targets": [m["results"] for m in done if m["kind"] == "quality"],
+        "memory": [{"stage": m["stage"], **m["results"]} for m in done if m["kind"] == "memory"],
         "stages": stages,
         "totals": {
             "wall_seconds": end - begin,
@@ -85,12 +88,30 @@ def gather(folder: Path) -> dict[str, Any]:
             "teacher_tokens": sum(s["stats"].get("output_tokens", 0) for s in of_teacher),
             "tokens_trained": sum(s["stats"].get("tokens", 0) for s in stages if s["kind"] == "train"),
             "failed_rows": len(bad),
+            "endpoint_rows": sum(s["stats"].get("endpoint_rows", 0) for s in stages),
+            "endpoint_cost": sum(s["stats"].get("endpoint_cost", 0) for s in stages),
         },
         "failed": {"count": len(bad), "rows": bad[:SHOWN_BAD_ROWS]},
         "licences": {"data": recipe.data.licence, "teacher": recipe.teacher.licence},
         "environment": _parsed(environment.read_text("utf-8"), str(environment)) if environment.exists() else {},
         "again": f"raykd run {shlex.quote(str(folder.absolute() / 'recipe.yaml'))}",
     }
+
+
+def _costs(arms: Iterable[str], stages: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """By arm: the seconds of its trainings and of its students' labelling, each as if alone, and the teacher's."""
+    own = {"mckd": "mckd/", "teacher": "-"}
+
+    def seconds(kind: str, *begin: str) -> float:
+        return sum(s["seconds"] for s in stages if s["kind"] == kind and s["stage"].startswith(begin))
+
+    costs = {}
+    for arm in arms:
+        at = own.get(arm, arm)
+        trained, labelled = seconds("train", at), seconds("label", at)
+        teacher = 0.0 if arm == "gold_only" else seconds("train", "teacher/") + seconds("label", "teacher/")
+        costs[arm] = {"trainings": trained, "students_labelling": labelled, "teacher": teacher}
+    return costs
 
 
 def _manifests(folder: Path) -> list[dict]:
@@ -160,9 +181,24 @@ def _sections(found: dict[str, Any]) -> list[Section]:
     return [
         ("Arms", _said_of_arms(found), _arms(found["arms"])),
         (
+            "What the arms cost",
+            "Seconds of stages, which may have run at the same time; the teacher's are shared by the arms it teaches.",
+            _cost_table(found["costs"]),
+        ),
+        (
             "Pseudo-targets by round",
             quality if found["pseudo_targets"] else "Not scored: no gold was given to compare them with, or not yet.",
             _rounds(found["pseudo_targets"]),
+        ),
+        (
+            "What students remember",
+            "How well a round's students say again the labels they were taught, and agree with labels they never saw.",
+            _memory(found["memory"]),
+        ),
+        (
+            "Choice of pseudo-targets",
+            "Invalid: not of the recipe's answers.format. What was dropped is in the stage's dropped.jsonl.",
+            _choices(found["stages"]),
         ),
         ("Stages", "Tokens are those trained on, or those generated.", _stages(found["stages"])),
         (
@@ -235,6 +271,31 @@ def _rounds(rounds: list[dict[str, Any]]) -> Table:
     return table
 
 
+def _cost_table(costs: dict[str, dict[str, float]]) -> Table:
+    names = ("trainings", "students_labelling", "teacher")
+    table = [["arm", *(f"{name.replace('_', ' ')}, s" for name in names)]]
+    return table + [[arm, *(f"{seconds[name]:.1f}" for name in names)] for arm, seconds in costs.items()]
+
+
+def _memory(rounds: list[dict[str, Any]]) -> Table:
+    if not rounds:
+        return [[]]
+    table = [["stage", "partition", f"{rounds[0]['metric']}, taught", f"{rounds[0]['metric']}, never seen"]]
+    for one in rounds:
+        for student in one["students"]:
+            scores = [_score(student[key], None) for key in ("seen", "unseen")]
+            table.append([one["stage"], str(student["partition"]), *scores])
+    return table
+
+
+def _choices(stages: list[dict[str, Any]]) -> Table:
+    counted = ("rows", "invalid", "repaired", "dropped", "retried")
+    table = [["stage", *counted]]
+    for stage in (s for s in stages if s["kind"] == "choose"):
+        table.append([stage["stage"], *(_cell(stage["stats"].get(key)) for key in counted)])
+    return table
+
+
 def _stages(stages: list[dict[str, Any]]) -> Table:
     table = [["stage", "kind", "started, s", "seconds", "rows", "tokens", "tokens/s"]]
     for stage in stages:
@@ -293,7 +354,7 @@ def _cell(value: Any) -> str:
 
 def _summary(found: dict[str, Any], recipe: recipes.Recipe) -> str:
     """What was run and what it took, in one paragraph."""
-    settings = ", ".join(f"{value} {key}" for key, value in found["method"].items() if key != "kind")
+    settings = ", ".join(recipes.settings_of(recipe.method))
     tuned = ", fine-tuned on gold pairs" if recipe.teacher.fine_tune else ""
     done = [s["stage"] for s in found["stages"]]
     state = "" if found["complete"] else f"Not complete; stages done so far: {', '.join(done) or 'none'}."
@@ -307,15 +368,25 @@ def _summary(found: dict[str, Any], recipe: recipes.Recipe) -> str:
         f"{_span(totals['wall_seconds'])} from the first stage's start to the last one's end,"
         f" {_span(totals['stage_seconds'])} summed over stages; the teacher wrote {totals['teacher_tokens']:,} tokens,"
         f" the trainings saw {totals['tokens_trained']:,} target tokens.",
+        _said_of_endpoint(totals),
     ]
     return " ".join(text for text in texts if text)
 
 
-def _model(model: recipes.Model) -> str:
+def _said_of_endpoint(totals: dict[str, Any]) -> str:
+    if not totals["endpoint_rows"]:
+        return ""
+    cost = f", at a cost of {totals['endpoint_cost']:,.2f} by the recipe's price" if totals["endpoint_cost"] else ""
+    return f"{totals['endpoint_rows']:,} rows left the cluster for the endpoint{cost}."
+
+
+def _model(model: recipes.TeacherModel) -> str:
     if isinstance(model, recipes.FromConfig):
         return f"{model.model_type} from random weights"
     if isinstance(model, recipes.Checkpoint):
         return model.path
+    if isinstance(model, recipes.Served):
+        return model.name
     sides = {"layers": model.layers, "encoder layers": model.encoder_layers, "decoder layers": model.decoder_layers}
     kept = [f"{side} {', '.join(map(str, layers))}" for side, layers in sides.items() if layers]
     return f"{' and '.join(kept)} of {model.path}"

@@ -17,33 +17,42 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raykd import card, data, metrics, models, prompts
+from raykd import card, data, metrics, models, prompts, pseudo_targets, tasks
 from raykd import recipe as recipes
-from raykd.data import Example, chunk_order
+from raykd.data import Example, Lineage, chunk_order
 from raykd.errors import DataError, RecipeError
 from raykd.recipe import (
     WITHOUT_TEACHER,
+    Answers,
     AutoPayload,
+    BackCheck,
     Chat,
     Checkpoint,
+    EndpointEngine,
     FileRows,
     FromConfig,
     FromStore,
+    Mckd,
     Model,
     Payload,
+    Price,
+    Served,
     Student,
     Teacher,
+    TeacherModel,
     TextPayload,
+    TopKPayload,
     Training,
 )
 from raykd.recipe import Rows as Source
@@ -53,7 +62,9 @@ if TYPE_CHECKING:
     from raykd.encoded import Reading, Stored
     from raykd.store import Store
 
+REMEMBERED = 256  # rows of its own partition that a student is asked again
 PASS = "pass.json"  # of a labelling, beside its prompts
+TEACHER = Lineage("teacher")
 
 
 class Sets:
@@ -81,13 +92,16 @@ class Lesson:
     """What one model is to learn: examples, or what a teacher wrote; where they differ from the student's, the way of
     training and the model.
 
-    Without dev rows a share of the examples is held out.
+    Without dev rows a share of the examples is held out. `then` is a stage that begins when the model is ready,
+    whatever else still trains: its name, and what is called with the model's folder.
     """
 
-    examples: list[Example] | Labels
+    examples: list[Example] | tuple[Labels, ...]
     training: Training | None = None
     dev: list[Example] | None = None
     model: Model | None = None
+    weigh: str | None = None  # as recipe.Mckd.weigh
+    then: tuple[str, Callable[[str], Any]] | None = None
 
 
 # ------------------------------------------------------------------------------------------------- rows
@@ -138,9 +152,14 @@ def check(run: Run) -> None:
             raise RecipeError(f"trackers: {tracker.kind} is not installed: pip install raykd[{tracker.kind}]")
     for name in recipe.metrics:
         metrics.get(name)
-    for model in (recipe.teacher.model, recipe.student.model):
-        models.check(model)
+    _format(run)
+    back = recipe.method.back_check if isinstance(recipe.method, Mckd) else None
+    if back and metrics.get(back.metric) and metrics.lower_is_better(back.metric):
+        raise RecipeError(f"method.back_check.metric: expected one of which more is better, found {back.metric}")
     for side, field in ((recipe.teacher, "teacher"), (recipe.student, "student")):
+        if isinstance(side.model, Served):
+            continue
+        models.check(side.model)
         if side.engine.kind == "vllm" and models.is_encoder_decoder(side.model):
             raise RecipeError(
                 f"{field}.engine: vllm serves decoder-only models, {field}.model is encoder-decoder; kind: transformers"
@@ -148,6 +167,11 @@ def check(run: Run) -> None:
     environment = run.path / "environment.json"
     if not environment.exists():
         write_json(environment, _environment())
+
+
+def _format(run: Run) -> tasks.Format:
+    """What the recipe's answers must look like."""
+    return tasks.get(run.recipe.answers.format, run.recipe.student.labels)
 
 
 def _environment() -> dict[str, Any]:
@@ -206,8 +230,10 @@ def tokenizer(run: Run, rows: Sets) -> str:
 
 
 def fine_tuned(run: Run, rows: Sets) -> str:
-    """The teacher's folder: fine-tuned on gold pairs where the recipe asks for it, else as it is."""
+    """The teacher's folder: fine-tuned on gold pairs where the recipe asks for it, else as it is; or its name."""
     teacher = run.recipe.teacher
+    if isinstance(teacher.model, Served):
+        return teacher.model.name
     if teacher.fine_tune is None:
         assert isinstance(teacher.model, Checkpoint)
         return teacher.model.path
@@ -224,17 +250,38 @@ def train(
     """
     shared = tokenizer(run, rows)
     place = (1, 1)  # trainings at the same time, threads of each worker
-    if not all((run.path / name / MANIFEST).exists() for name in lessons):
+    after = [lesson.then[0] for lesson in lessons.values() if lesson.then]
+    if not all((run.path / name / MANIFEST).exists() for name in [*lessons, *after]):
         _connect(run)
         from raykd.cluster.train import together
 
         place = together(len(lessons), run.recipe.cluster)
 
     def one(name: str) -> dict[str, Any]:
-        return _train(run, rows, name, lessons[name], side or run.recipe.student, shared, place[1])
+        trained = _train(run, rows, name, lessons[name], side or run.recipe.student, shared, place[1])
+        then = lessons[name].then
+        if then:
+            with labelling:
+                then[1](trained["model"])
+        return trained
 
-    with ThreadPoolExecutor(place[0]) as pool:
+    with ThreadPoolExecutor(place[0]) as pool, _passes(run, len(after)) as labelling:
         return dict(zip(lessons, pool.map(one, lessons), strict=True))
+
+
+@contextmanager
+def _passes(run: Run, count: int) -> Iterator[BoundedSemaphore]:
+    """Leave for as many of `count` labelling passes of students as fit at the same time."""
+    if run.connected and count:
+        from raykd.cluster import resources
+
+        actors = run.recipe.cluster.labelling_students
+        count = min(count, resources.at_once(actors.resources, max(1, actors.bounds()[0]), run.recipe.cluster))
+    run.passes = max(1, count)
+    try:
+        yield BoundedSemaphore(run.passes)
+    finally:
+        run.passes = 1
 
 
 def _train(
@@ -243,18 +290,20 @@ def _train(
     from raykd.encoded import Rows
 
     model, training = lesson.model or side.model, lesson.training or run.recipe.student.training
+    assert not isinstance(model, Served)  # which the recipe sees to
     folder = shared if isinstance(model, FromConfig) else model.path
     teacher = fine_tuned(run, rows) if training.needs_teacher() else None
     given = lesson.examples
+    if isinstance(given, list):
+        given = pseudo_targets.weighed(given, lesson.weigh)
     files = {"dev": lesson.dev} if lesson.dev else {}
     files |= {"rows": given} if isinstance(given, list) else {}
-    texts = {
-        file: _lines({"id": e.id, "input": e.input, "target": e.target} for e in examples)
-        for file, examples in files.items()
+    texts = {file: _lines(_row(example) for example in examples) for file, examples in files.items()}
+    marks = {
+        file: fingerprint([[e.id, e.input, e.target, e.weight] for e in examples]) for file, examples in files.items()
     }
-    marks = {file: fingerprint(text) for file, text in texts.items()}
-    if isinstance(given, Labels):
-        marks["rows"] = fingerprint([given.mark, given.n, _digest(given.gold) if given.gold else None])
+    if not isinstance(given, list):
+        marks["rows"] = fingerprint([[g.mark, g.n, g.sources, _digest(g.gold) if g.gold else None] for g in given])
     inputs = {"model": model.model_dump(mode="json"), "training": training.model_dump(mode="json")}
     inputs |= {
         "prompt": _prompt_parts(side),
@@ -272,7 +321,9 @@ def _train(
             model=model,
             tokenizer=folder,
             training=training,
-            source=given.source(training) if isinstance(given, Labels) else Rows(str(stage / "rows.jsonl")),
+            source=Rows(str(stage / "rows.jsonl"))
+            if isinstance(given, list)
+            else tuple(one.source(training) for one in given),
             dev=Rows(str(stage / "dev.jsonl")) if lesson.dev else None,
             student=_reading(side, folder, side.task == "generation" and models.is_encoder_decoder(model)),
             teacher=_reading(run.recipe.teacher, teacher, models.is_encoder_decoder(model)) if teacher else None,
@@ -308,7 +359,7 @@ def _write_card(
     facts = card.Card(
         name=recipe.name,
         arm=name,
-        method=" ".join(f"{value} {key}" if key != "kind" else value for key, value in method.model_dump().items()),
+        method=" ".join([method.kind, *recipes.settings_of(method)]),
         teacher=_named(recipe.teacher.model) if side is not recipe.teacher else "none: this is the teacher",
         student=_named(model),
         data=f"{source}: {stats['rows']} rows, {stats['dev_rows']} to judge by; licence: {recipe.data.licence}",
@@ -322,7 +373,9 @@ def _write_card(
     card.write_card(folder, facts)
 
 
-def _named(model: Model) -> str:
+def _named(model: TeacherModel) -> str:
+    if isinstance(model, Served):
+        return model.name
     return f"{model.model_type} from random weights" if isinstance(model, FromConfig) else model.path
 
 
@@ -346,9 +399,17 @@ def _reading(side: Teacher | Student, folder: str, encoder: bool) -> Reading:
     return Reading(folder, side.prompt, tuple(_shots(side)), encoder, side.task, labels)
 
 
-def _steps(training: Training, given: list[Example] | Labels) -> int | None:
+def _row(example: Example) -> dict[str, Any]:
+    """A line of a training's rows: what is learnt, and where it is from."""
+    row: dict[str, Any] = {"id": example.id, "input": example.input, "target": example.target}
+    if example.weight != 1:
+        row["weight"] = example.weight
+    return row | (asdict(example.lineage) if example.lineage else {})
+
+
+def _steps(training: Training, given: list[Example] | tuple[Labels, ...]) -> int | None:
     """Steps of so many epochs, guessed from characters: for a bar's length only."""
-    if isinstance(given, Labels):
+    if not isinstance(given, list):
         return None
     characters = sum(len(e.input) + len(e.target or "") for e in given)
     return max(1, math.ceil((training.epochs or 1) * characters / 3 / training.batch_tokens))
@@ -405,11 +466,10 @@ class Labels:
             str(self.gold) if self.gold else None,
         )
 
-    def examples(self, source: int = 0) -> list[Example]:
-        """The inputs of a source with the model's answers as targets: pseudo-targets.
+    def answers(self, source: int, lineage: Lineage) -> list[list[Example]]:
+        """Of each input of a source the model's answers as targets: pseudo-targets, with this lineage and their score.
 
-        With several samples per input there is an example for each, whose ids end in #0, #1, ...; an input the model
-        refused is left out.
+        Ids of several samples end in #0, #1, ...; an input the model refused is left out.
         """
         from raykd.store import Store
 
@@ -417,10 +477,20 @@ class Labels:
         texts = Store(self.store).texts(asked["key"].to_pylist(), self.n)
         labelled = []
         for name, text, key in zip(*(column.to_pylist() for column in asked.columns), strict=True):
-            answers = texts.get(key, [])
-            for number, answer in enumerate(answers):
-                labelled.append(Example(f"{name}#{number}" if len(answers) > 1 else name, text, answer))
-        return labelled
+            found = texts.get(key, [])
+            labelled.append(
+                [
+                    Example(
+                        f"{name}#{i}" if len(found) > 1 else name, text, answer, lineage=replace(lineage, score=score)
+                    )
+                    for i, (answer, score) in enumerate(found)
+                ]
+            )
+        return [several for several in labelled if several]
+
+    def examples(self, source: int = 0, lineage: Lineage = TEACHER) -> list[Example]:
+        """`answers`, all in one list."""
+        return sum(self.answers(source, lineage), [])
 
 
 def label(
@@ -431,21 +501,25 @@ def label(
     sources: Sequence[Path | list[Example]],
     score: bool = False,
     begun: Callable[[Labels], None] = lambda labels: None,
+    payload: Payload | None = None,
 ) -> Labels:
     """Ask a model for its answers to the inputs of every source, and keep them in the store.
 
-    `begun` is called as soon as there are prompts and a store, before the first answer: a student may follow.
+    `payload` is what to record beside texts; default: as `_payload` has it. `begun` is called as soon as there are
+    prompts and a store, before the first answer: a student may follow.
 
     Only what the store does not hold is asked of the engine. A source is a file of examples, or a list. An input the
     model refused is a bad row. With `score` the model writes nothing: it reads the targets of the examples, and what is
     kept is their log-probabilities and payload.
     """
-    folder = models.local(model)
-    payload, why = _payload(run, side, folder)
+    folder = Path(model) if isinstance(side.engine, EndpointEngine) else models.local(model)
+    payload, why = (payload, "the method needs it") if payload else _payload(run, side, folder)
     n = 1 if score else side.sampling.n
     sampled = {"sampling": side.sampling.model_dump(mode="json", exclude={"n"})}
     parts = {
-        "model": models.content_hash(folder),
+        "model": f"{model} at {side.engine.url}"
+        if isinstance(side.engine, EndpointEngine)
+        else models.content_hash(folder),
         "prompt": _prompt_parts(side),
         "engine": side.engine.kind,
         **({"scored": True} if score else sampled),
@@ -530,19 +604,18 @@ def _prompt_parts(side: Teacher | Student) -> Any:
 
 
 def _shots(side: Teacher | Student) -> list[Example]:
-    """The examples that the prompt shows."""
+    """The examples that the prompt shows, or among which those of each input are chosen."""
     shots = None if isinstance(side.prompt, str) else side.prompt.shots
     if shots is None:
         return []
-    found = list(itertools.islice(data.read(shots.rows, data.BadRows(0), need_target=True), shots.count))
-    if len(found) < shots.count:
-        raise DataError(f"prompt.shots.rows: {len(found)} rows, prompt.shots.count asks for {shots.count}")
-    return found
+    found = data.read(shots.rows, data.BadRows(0), need_target=True)
+    return list(itertools.islice(found, shots.count) if shots.choose == "first" else found)
 
 
-def _renderer(side: Teacher | Student, folder: str | Path) -> Callable[[str], str]:
-    chat = isinstance(side.prompt, Chat)
-    return prompts.renderer(side.prompt, _shots(side), models.load_tokenizer(folder) if chat else None)
+def _renderer(side: Teacher | Student, folder: str | Path) -> Callable[[list[str]], list[str]]:
+    served = isinstance(side.engine, EndpointEngine)
+    chat = isinstance(side.prompt, Chat) and not served
+    return prompts.renderer(side.prompt, _shots(side), models.load_tokenizer(folder) if chat else None, served)
 
 
 def _write_prompts(
@@ -560,11 +633,13 @@ def _write_prompts(
 
     def rows() -> Iterator[tuple]:
         for number, source in enumerate(sources):
-            for example in data.load(source) if isinstance(source, Path) else source:
-                prompt, target = render(example.input), example.target if score else None
-                key = prompts.key(prompt, target)
-                keys.write(key)
-                yield number, example.id, example.input, key, prompt, target
+            found = data.load(source) if isinstance(source, Path) else source
+            for some in data.batched(found, data.SAVED_ROWS):
+                for example, prompt in zip(some, render([e.input for e in some]), strict=True):
+                    target = example.target if score else None
+                    key = prompts.key(prompt, target)
+                    keys.write(key)
+                    yield number, example.id, example.input, key, prompt, target
 
     with run.screen.bar(f"{name}: prompts", None, "rows") as update:
         return data.save(path, _counted(rows(), update), PROMPTS)
@@ -651,6 +726,10 @@ def _ask(
     took = {"new_rows": done.rows - len(done.refused), "prompt_tokens": done.prompt_tokens}
     took |= {"output_tokens": done.output_tokens, "seconds": seconds, "tokens_per_second": done.output_tokens / seconds}
     took |= {"engine_deaths": done.engine_deaths, "replicas": actors.replicas, "threads": opening.threads}
+    if isinstance(side.engine, EndpointEngine):
+        price = side.engine.price or Price(prompt=0, output=0)
+        cost = (done.prompt_tokens * price.prompt + done.output_tokens * price.output) / 1e6
+        took |= {"endpoint_rows": done.rows, "endpoint_cost": cost}
     return took, done.refused
 
 
@@ -684,21 +763,176 @@ def _digest(path: Path) -> str:
 # ------------------------------------------------------------------------------------------- partitions
 
 
-def partition(run: Run, labelled: list[Example], parts: int) -> list[list[Example]]:
-    """Split at random into parts of equal size (MCKD, algorithm 1); samples of one input stay together."""
-    inputs = sorted({e.input for e in labelled})
-    if len(inputs) < parts:
-        raise DataError(f"{len(inputs)} labelled inputs cannot be split into {parts} partitions")
+def partition(run: Run, rows: Sets, method: Mckd) -> list[Path]:
+    """Split the unlabelled inputs at random (MCKD, algorithm 1); rows of one input stay together. Returns files."""
+    inputs = sorted({e.input for e in rows.unlabelled})
+    shares = method.shares or [1.0] * method.partitions
     order = np.random.default_rng([run.recipe.seed, 29]).permutation(len(inputs))
-    place = {inputs[i]: number % parts for number, i in enumerate(order)}
-    split = [[e for e in labelled if place[e.input] == part] for part in range(parts)]
+    ends = np.round(np.cumsum(shares) / sum(shares) * len(inputs)).astype(int)
+    places = np.searchsorted(ends, np.arange(len(inputs)), side="right")
+    place = {inputs[i]: int(part) for i, part in zip(order, places, strict=True)}
+    if len(set(place.values())) < method.partitions:
+        raise DataError(f"{len(inputs)} inputs cannot be split into {method.partitions} partitions")
+
+    def file(number: int) -> Path:
+        return run.path / "mckd/partition" / f"part-{number}.parquet"
 
     def work(_: Path) -> tuple[dict, dict]:
-        return {"partitions": parts, "sizes": [len(part) for part in split]}, {"rows": len(labelled)}
+        split = [[e for e in rows.unlabelled if place[e.input] == part] for part in range(method.partitions)]
+        sizes = [data.save_examples(file(number), part) for number, part in enumerate(split)]
+        return {"partitions": method.partitions, "sizes": sizes}, {"rows": sum(sizes)}
 
-    given = {"partitions": parts, "seed": run.recipe.seed, "rows": fingerprint(inputs)}
-    run.stage("mckd/partition", "partition", given, work)
-    return split
+    given = {"partitions": method.partitions, "shares": method.shares, "seed": run.recipe.seed}
+    run.stage("mckd/partition", "partition", {**given, "rows": fingerprint(inputs)}, work)
+    return [file(number) for number in range(method.partitions)]
+
+
+# -------------------------------------------------------------------------------------- pseudo-targets
+
+
+def chosen(run: Run, given: Labels, model: str, lineages: Sequence[Lineage]) -> list[list[Example]]:
+    """The teacher's pseudo-targets of its sources 0, 1, ..., each with its lineage, as the recipe's `answers` has it.
+
+    Where every answer to an input is invalid, the teacher is asked again; then follow the vote, and the rule for what
+    is invalid still. What is dropped is in the stage's dropped.jsonl.
+    """
+    rule, side = run.recipe.answers, run.recipe.teacher
+    found = [given.answers(number, lineage) for number, lineage in enumerate(lineages)]
+    if rule == Answers():
+        return [sum(part, []) for part in found]
+    form = _format(run)
+
+    def wrong(several: list[Example]) -> bool:
+        return all(form.invalid(e.input, e.target or "") is not None for e in several)
+
+    before = side.sampling.n if rule.retry_temperature == side.sampling.temperature else 0
+    retried = 0
+    for number in range(1, rule.retries + 1):
+        again = [[several[0] for several in part if wrong(several)] for part in found]
+        if not any(again):
+            break
+        retried += sum(map(len, again))
+        sampling = side.sampling.model_copy(update={"temperature": rule.retry_temperature, "n": before + number})
+        asked = side.model_copy(update={"sampling": sampling})
+        answers = label(run, f"teacher/retry-{number}", model, asked, list(again))
+        for place, lineage in enumerate(lineages):
+            new = {several[0].input: several[-1] for several in answers.answers(place, lineage)}
+            found[place] = [
+                [replace(new[s[0].input], id=s[0].id)] if wrong(s) and s[0].input in new else s for s in found[place]
+            ]
+
+    def voted(several: list[Example]) -> list[Example]:
+        if not rule.vote:
+            return several
+        best = pseudo_targets.vote([e for e in several if form.invalid(e.input, e.target or "") is None] or several)
+        return [replace(best, id=several[0].id.rpartition("#")[0] or several[0].id)]
+
+    parts = [sum((voted(several) for several in part), []) for part in found]
+    return _kept(run, "teacher/chosen", parts, rule, {"retried": retried})
+
+
+def relabel(run: Run, name: str, model: str, inputs: Sequence[Path], own: Path) -> Labels:
+    """A student's answers: sources 0, 1, ... are the inputs' files, the last is a sample of what it was trained on."""
+    method = run.recipe.method
+    known = list(data.load(own))
+    order = np.random.default_rng([run.recipe.seed, 37]).permutation(len(known))[:REMEMBERED]
+    sample = [known[i] for i in np.sort(order)]
+    soft = isinstance(method, Mckd) and method.exchange == "top_k"
+    payload = TopKPayload(kind="top_k") if soft else TextPayload(kind="text")
+    return label(run, name, model, run.recipe.student, [*inputs, sample], payload=payload)
+
+
+def relabelled(
+    run: Run, name: str, written: Sequence[Sequence[list[Example]]], old: Sequence[list[Example]]
+) -> list[list[Example]]:
+    """The new labels of each partition, of which `written` holds what each student wrote: voted, then by the rules.
+
+    `old` are the labels before, which the back check compares with.
+    """
+    method = run.recipe.method
+    assert isinstance(method, Mckd)
+    back, before = method.back_check, {e.input: e.target for part in old for e in part}
+    rule = run.recipe.answers.model_copy(update={"vote": False, "retries": 0})
+
+    def check(examples: list[Example]) -> tuple[list[Example], list[tuple[Example, str]]]:
+        if back is None:
+            return examples, []
+        examples = pseudo_targets.checked(examples, lambda e: before.get(e.input), metrics.get(back.metric))
+        low = [e.lineage and e.lineage.agreement is not None and _under(e.lineage.agreement, back) for e in examples]
+        kept = [e for e, bad in zip(examples, low, strict=True) if not bad]
+        reason = f"{back.metric} against the label before is under {back.at_least}"
+        return kept, [(e, reason) for e, bad in zip(examples, low, strict=True) if bad]
+
+    parts = [list(by[0]) if len(by) == 1 else _voted(by) for by in written]
+    return _kept(run, name, parts, rule, {}, back and back.model_dump(), check)
+
+
+def _under(agreement: float, back: BackCheck) -> bool:
+    return back.at_least is not None and 100 * agreement < back.at_least
+
+
+def _voted(by: Sequence[list[Example]]) -> list[Example]:
+    """Of what several students wrote the majority, in the order of the inputs; one that refused has no vote."""
+    several: dict[str, list[Example]] = {}
+    for example in itertools.chain(*by):
+        several.setdefault(example.id, []).append(example)
+    return [pseudo_targets.vote(candidates) for candidates in several.values()]
+
+
+def remembered(
+    run: Run, name: str, found: Sequence[Labels], old: Sequence[list[Example]], unseen: Sequence[Sequence[int]]
+) -> None:
+    """How well each student says again what it was taught, and how well it agrees with labels that it never saw.
+
+    MCKD pays where students learn their noisy labels by heart and do not carry the noise to inputs they never saw (Zhao
+    et al. 2024, section 5): the report warns where both are alike.
+    """
+    metric = (run.recipe.metrics or ["exact_match"])[0]
+    labels = [{e.input: e.target or "" for e in part} for part in old]
+
+    def agreement(answers: list[Example], part: int) -> float | None:
+        known = [(e.target or "", labels[part][e.input]) for e in answers if e.input in labels[part]]
+        return metrics.get(metric)([a for a, _ in known], [[right] for _, right in known]) if known else None
+
+    def work(_: Path) -> tuple[dict, dict]:
+        rows = []
+        for i, one in enumerate(found):
+            seen = agreement(one.examples(len(unseen[i])), i)
+            rows.append({"partition": i, "seen": seen, "unseen": agreement(one.examples(0), unseen[i][0])})
+        return {"metric": metric, "students": rows}, {}
+
+    run.stage(name, "memory", {"answers": [one.mark for one in found], "metric": metric}, work)
+
+
+def _kept(
+    run: Run,
+    name: str,
+    parts: list[list[Example]],
+    rule: Answers,
+    stats: dict[str, Any],
+    settings: Any = None,
+    check: Callable[[list[Example]], tuple[list[Example], list[tuple[Example, str]]]] = lambda examples: (examples, []),
+) -> list[list[Example]]:
+    """Pseudo-targets by partition, by the rule for invalid ones and a check, in a stage with what was dropped."""
+    form = _format(run)
+    file = run.path / name / "pseudo_targets.parquet"
+
+    def work(folder: Path) -> tuple[dict, dict]:
+        judged = [pseudo_targets.judged(part, form, rule.invalid) for part in parts]
+        checked = [check(one.kept) for one in judged]
+        dropped = [pair for one in judged for pair in one.dropped] + [pair for _, bad in checked for pair in bad]
+        rows = ({"id": e.id, "input": e.input, "target": e.target, "reason": reason} for e, reason in dropped)
+        write_text(folder / "dropped.jsonl", _lines(rows))
+        count = pseudo_targets.save(file, (e for kept, _ in checked for e in kept))
+        counts = {"rows": count, "dropped": len(dropped), **stats}
+        counts |= {name: sum(getattr(one, name) for one in judged) for name in ("invalid", "repaired")}
+        return {"sizes": [len(kept) for kept, _ in checked]}, counts
+
+    targets = fingerprint([[e.id, e.input, e.target] for part in parts for e in part])
+    inputs = {"targets": targets, "rule": rule.model_dump(), "settings": settings}
+    sizes = run.stage(name, "choose", inputs, work)["sizes"]
+    rows = iter(pseudo_targets.load(file))
+    return [list(itertools.islice(rows, size)) for size in sizes]
 
 
 def together(run: Run, calls: dict[str, Callable[[], Any]]) -> list[Any]:

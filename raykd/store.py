@@ -202,16 +202,21 @@ class Store:
         read = {need: None for name in columns for need in payloads.NEEDS.get(name, [name])}
         return payloads.decode(self._read(shard, list(read)), self.wanted).select(columns)
 
-    def texts(self, keys: Iterable[bytes], n: int) -> dict[bytes, list[str]]:
-        """Texts of the first n samples of these keys, in their order; a key without a row is left out."""
+    def texts(self, keys: Iterable[bytes], n: int) -> dict[bytes, list[tuple[str, float | None]]]:
+        """(text, mean log-probability of its tokens) of the first n samples of these keys, in their order.
+
+        A key without a row is left out; without log-probabilities their mean is None.
+        """
         wanted = np.array(list(keys), "S16")
-        found: dict[bytes, dict[int, str]] = {}
+        found: dict[bytes, dict[int, tuple[str, float | None]]] = {}
         for name in self.shards():
-            rows = self._read(name, ["key", "sample", "text"])
+            rows = self._read(name, ["key", "sample", "text", "logprobs"])
             names = _names(rows)
             rows = rows.filter(pa.array(np.isin(names["key"], wanted) & (names["sample"] < n)))
-            for key, sample, text in zip(*(rows[c].to_pylist() for c in rows.column_names), strict=True):
-                found.setdefault(key, {}).setdefault(sample, text)
+            means = _means(*payloads.flat(rows["logprobs"]))
+            columns = (rows[name].to_pylist() for name in ("key", "sample", "text"))
+            for key, sample, text, mean in zip(*columns, means, strict=True):
+                found.setdefault(key, {}).setdefault(sample, (text, mean))
         return {key: [texts[i] for i in sorted(texts)] for key, texts in found.items()}
 
     def answers(self, columns: Iterable[str], follow: bool = False, poll: float = 1.0) -> Iterator[pa.Table]:
@@ -380,6 +385,13 @@ def _names(rows: pa.Table) -> np.ndarray:
     names["key"] = np.frombuffer(keys.buffers()[1] or b"", "S16", offset=0)[start // 16 : start // 16 + len(keys)]
     names["sample"] = rows["sample"].to_numpy()
     return names
+
+
+def _means(values: np.ndarray, offsets: np.ndarray) -> list[float | None]:
+    """The mean of each list; None of an empty one."""
+    sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])[offsets]
+    counts = np.diff(offsets)
+    return [s / c if c else None for s, c in zip(np.diff(sums).tolist(), counts.tolist(), strict=True)]
 
 
 def _fresh(names: np.ndarray, seen: list[np.ndarray]) -> np.ndarray:

@@ -7,6 +7,24 @@ from pathlib import Path
 from conftest import word
 
 from raykd.errors import EngineDead
+from raykd.tasks import Format
+
+
+def _capitals(text: str, answer: str) -> str | None:
+    if answer.isupper() and len(answer.split()) == len(text.split()):
+        return None
+    return f"{answer!r} is not {len(text.split())} capitals"
+
+
+CAPITALS = Format(_capitals, lambda text, answer: " ".join([*answer.upper().split(), *text.upper().split()]))
+
+
+def careless(prompt: str, sample: int) -> str:
+    """The input in capitals; of every third input the first samples are no capitals, of the last ones all are wrong."""
+    number, text = sum(map(ord, prompt)) % 9, prompt.removesuffix(" =>")
+    if number in (0, 3, 6) and sample < 3:
+        return text
+    return text.upper() if number != 1 and sample != 1 else "A " + " ".join(text.upper().split()[1:])
 
 
 def refuse(prompt: str, sample: int) -> str:

@@ -50,6 +50,10 @@ def recorded(payload, tokens, rng, vocabulary=152_000):
     return {"hidden": rng.normal(size=(tokens, 16)).astype(np.float16)} if payload.kind == "hidden" else {}
 
 
+def texts(store, keys, n):
+    return {name: [text for text, _ in several] for name, several in store.texts(keys, n).items()}
+
+
 def answer(text, payload=TEXT, tokens=5, seed=0):
     rng = np.random.default_rng(seed)
     logprobs = -rng.exponential(1, tokens).astype(np.float32)
@@ -147,8 +151,8 @@ def test_more_samples_are_more_rows(store):
     held = {bytes(k).ljust(16, b"\0"): n for k, n in zip(keys, samples, strict=True)}
     assert held == {key(0): 2, key(1): 2, key(2): 5, key(3): 5, key(9): 0}
     assert samples.dtype == np.int32 and list(keys) == sorted(keys)
-    assert store.texts([key(3), key(7)], 4) == {key(3): ["3.0", "3.1", "3.2", "3.3"]}
-    assert store.texts([key(0)], 1) == {key(0): ["0.0"]}
+    assert texts(store, [key(3), key(7)], 4) == {key(3): ["3.0", "3.1", "3.2", "3.3"]}
+    assert texts(store, [key(0)], 1) == {key(0): ["0.0"]}
 
 
 def test_an_empty_store(store):
@@ -183,7 +187,7 @@ def test_a_richer_store_serves_a_poorer_payload_and_never_the_other_way(tmp_path
     eight.write(rows(range(6), payload=TOP_8))
     four, text = Store.open(tmp_path, PARTS, TOP_4), Store.open(tmp_path, PARTS, TEXT)
     assert four.path == text.path == eight.path
-    assert text.texts([key(1)], 2) == {key(1): ["1.0", "1.1"]}
+    assert texts(text, [key(1)], 2) == {key(1): ["1.0", "1.1"]}
     assert four.payload == TOP_8
     (cut,), (whole,) = four.answers(["top_ids", "top_logprobs"]), eight.answers(["top_ids", "top_logprobs"])
     for name in ("top_ids", "top_logprobs"):
@@ -204,7 +208,7 @@ def test_a_store_by_path_is_made_there_or_refused_with_every_difference(tmp_path
     path = tmp_path / "mine"
     Store.open(tmp_path / "stores", PARTS, TOP_4, path).write(rows(range(2), payload=TOP_4))
     assert not (tmp_path / "stores").exists()
-    assert Store.open(tmp_path / "stores", PARTS, TEXT, path).texts([key(0)], 1) == {key(0): ["0.0"]}
+    assert texts(Store.open(tmp_path / "stores", PARTS, TEXT, path), [key(0)], 1) == {key(0): ["0.0"]}
     other = {**PARTS, "prompt": "Say: {input}", "sampling": {"temperature": 0.5, "max_tokens": 8}}
     with pytest.raises(StoreError) as error:
         Store.open(tmp_path / "stores", other, TOP_8, path)
@@ -264,7 +268,7 @@ def test_a_store_of_format_1_is_migrated(tmp_path):
     assert json.loads((path / "store.json").read_text())["format"] == 1  # a refusal changes nothing
     for _ in range(2):
         store = Store.open(tmp_path, PARTS, TEXT, path)
-        assert store.texts(map(key, range(4)), 2) == {key(n): [f"{n}.0", f"{n}.1"] for n in range(4)}
+        assert texts(store, map(key, range(4)), 2) == {key(n): [f"{n}.0", f"{n}.1"] for n in range(4)}
         assert store.verify() == [] and store.closed
         assert len(list((path / "shards").iterdir())) == 2
     read = pa.concat_tables(store.answers(["key", "sample", "token_ids"]))
@@ -302,7 +306,7 @@ def test_every_flip_and_every_cut_is_found(tmp_path, payload):
         with pytest.raises(StoreError, match=f"{shard.name}: damaged shard: "):
             list(store.answers(["text"]))
         with pytest.raises(StoreError, match=f"{shard.name}: damaged shard: "):
-            store.texts([key(0)], 1)
+            texts(store, [key(0)], 1)
     for damaged in cuts[:-1]:
         shard.write_bytes(damaged)
         with pytest.raises(StoreError, match="damaged shard"):
@@ -342,9 +346,9 @@ def landed(store, name, content):
 
 def test_of_duplicate_rows_the_first_by_name_counts(store):
     for name in "fa0":
-        texts = pa.array([f"{name}{at}" for at in range(6)])
-        landed(store, name, rows([1, 2, ord(name)]).set_column(2, "text", texts))
-    assert store.texts([key(1), key(2)], 2) == {key(1): ["00", "01"], key(2): ["02", "03"]}
+        said = pa.array([f"{name}{at}" for at in range(6)])
+        landed(store, name, rows([1, 2, ord(name)]).set_column(2, "text", said))
+    assert texts(store, [key(1), key(2)], 2) == {key(1): ["00", "01"], key(2): ["02", "03"]}
     read = pa.concat_tables(store.answers(["text"]))["text"].to_pylist()
     assert read == ["00", "01", "02", "03", "04", "05", "a4", "a5", "f4", "f5"]
     keys, samples = store.held()
@@ -394,7 +398,7 @@ def test_a_store_at_a_url(tmp_path):
     store.close()
     again = pickle.loads(pickle.dumps(Store.open(folder, PARTS, TOP_4)))
     assert again.path == store.path and again.closed and again.verify() == []
-    assert len(again.held()[0]) == 3 and again.texts([key(2)], 1) == {key(2): ["2.0"]}
+    assert len(again.held()[0]) == 3 and texts(again, [key(2)], 1) == {key(2): ["2.0"]}
     assert next(again.answers(["top_ids"])).num_rows == 6
     assert again.describe()["state"] == "closed"
 

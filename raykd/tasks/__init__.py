@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from raykd.errors import RecipeError
@@ -35,12 +35,38 @@ FORMATS = {
 TEXT = Format(lambda text, answer: None, lambda text, answer: answer)
 
 
-def get(name: str) -> Format:
-    """The format of that name, or a user's own as `module:name`. Raises RecipeError if there is none."""
+def of_labels(labels: Sequence[str]) -> Format:
+    """One of the labels and nothing else; an answer is repaired to the one it names last, else to the most similar."""
+
+    def invalid(text: str, answer: str) -> str | None:
+        return None if answer.strip() in labels else f"{answer.strip()!r:.40} is none of the labels"
+
+    def repair(text: str, answer: str) -> str:
+        if invalid(text, answer) is None:
+            return answer
+        low = answer.lower()
+        places = {label: low.rfind(label.lower()) for label in sorted(labels, key=len)}
+        last = max(places, key=lambda label: (places[label], len(label)))
+        if places[last] >= 0:
+            return last
+        return max(labels, key=lambda label: difflib.SequenceMatcher(None, label.lower(), low).ratio())
+
+    return Format(invalid, repair)
+
+
+def get(name: str, labels: Sequence[str] | None = None) -> Format:
+    """The format of that name, or a user's own as `module:name`; `labels` are the student's classes.
+
+    Raises RecipeError if there is none.
+    """
+    if name == "labels":
+        if not labels:
+            raise RecipeError("answers.format: labels are those of student.labels, which the recipe does not give")
+        return of_labels(labels)
     module, colon, attribute = FORMATS.get(name, name).partition(":")
     if not colon:
-        near = difflib.get_close_matches(name, FORMATS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(FORMATS)}, or module:name"
+        near = difflib.get_close_matches(name, [*FORMATS, "labels"], n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(FORMATS)}, labels, or module:name"
         raise RecipeError(f"answers.format: unknown format {name!r}; {hint}")
     try:
         found = getattr(importlib.import_module(module), attribute, None)

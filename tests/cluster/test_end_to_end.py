@@ -158,7 +158,7 @@ def test_killed_in_labelling_training_and_cross_labelling(tmp_path):
     assert {p.name: p.read_bytes() for p in stores.glob("*/shards/*.parquet") if p.name in landed} == landed
     assert not (run / "mckd/round-1/student-0/manifest.json").exists()
 
-    kill_when(file, f"c{os.getpid()}", lambda: 1 <= shards("mckd/round-1/labels-0"))
+    kill_when(file, f"c{os.getpid()}", lambda: 1 <= shards("mckd/round-1/labels-by-0"))
     log = [json.loads(line) for line in (run / "mckd/round-1/student-0/log.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in log if "loss" in line]
     assert steps == sorted(set(steps)) and steps[-1] == 300

@@ -1,0 +1,33 @@
+"""Formats by name."""
+
+import pytest
+
+from raykd import tasks
+from raykd.errors import RecipeError
+
+
+def test_a_label_is_one_of_the_student_s():
+    form = tasks.get("labels", ["book", "playlist", "play"])
+    assert [form.invalid("x", answer) for answer in ("play", " book\n")] == [None, None]
+    assert form.invalid("x", "Play") == "'Play' is none of the labels"
+    answers = ["Play", "not play but book", "It is PLAYLIST.", "plaayl", "", " play "]
+    assert [form.repair("x", a) for a in answers] == ["play", "book", "playlist", "play", "book", " play "]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("slot", "did you mean slots?"),
+        ("labels", "student.labels"),
+        ("nowhere:FORM", "nowhere"),
+        ("raykd.tasks:of_labels", "no Format of that name"),
+    ],
+)
+def test_a_format_that_is_not_there_is_refused(name, message):
+    with pytest.raises(RecipeError, match=message):
+        tasks.get(name)
+
+
+def test_every_format_s_module_has_it():
+    for name in tasks.FORMATS:
+        assert isinstance(tasks.get(name), tasks.Format)

@@ -1,0 +1,77 @@
+"""Votes, rules, back checks and weights, before a student learns anything."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from raykd import metrics, pseudo_targets
+from raykd.data import Example, Lineage
+from raykd.tasks import Format, slots
+
+
+def said(target, by="a", score=None, **others):
+    return Example("1", "play it", target, lineage=Lineage(by, 1, 0, score), **others)
+
+
+def test_the_most_frequent_answer_wins_with_the_mean_score_of_who_gave_it():
+    best = pseudo_targets.vote([said("x", "a", -9), said("y", "b", -1), said("x", "c", -3)])
+    assert (best.target, best.lineage) == ("x", Lineage("a+c", 1, 0, -6, 2 / 3))
+
+
+def test_of_equally_frequent_answers_the_surest_wins_then_the_first():
+    assert pseudo_targets.vote([said("x", score=-2), said("y", score=-1)]).target == "y"
+    assert pseudo_targets.vote([said("x"), said("y", score=-1)]).target == "y"
+    best = pseudo_targets.vote([said("x"), said("y")])
+    assert best.target == "x" and best.lineage and best.lineage.score is None and best.lineage.agreement == 0.5
+    assert pseudo_targets.vote([said("x", "a"), said("x", "a")]).lineage == Lineage("a", 1, 0, None, 1.0)
+
+
+INTERLEAVED = slots.INTERLEAVED
+RIGHT, WRONG = "play O it B-song", "play O"
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept"),
+    [("keep", [RIGHT, WRONG]), ("drop", [RIGHT]), ("repair", [RIGHT, "play O it O"])],
+)
+def test_what_is_invalid_follows_the_rule_and_is_counted(rule, kept):
+    found = pseudo_targets.judged([said(RIGHT), said(WRONG)], INTERLEAVED, rule)
+    assert [e.target for e in found.kept] == kept and found.invalid == 1
+    assert found.repaired == (rule == "repair")
+    assert [(e.target, reason) for e, reason in found.dropped] == (
+        [(WRONG, "1 words, the input has 2")] if rule == "drop" else []
+    )
+
+
+def test_a_missing_answer_is_judged_as_an_empty_one():
+    form = Format(lambda text, answer: None if answer else "nothing", lambda text, answer: answer or text)
+    assert pseudo_targets.judged([said(None)], form, "repair").kept[0].target == "play it"
+
+
+def test_a_back_check_scores_against_the_label_before():
+    before = {"play it": RIGHT}
+    found = pseudo_targets.checked(
+        [said(RIGHT), said("play O it B-album"), replace(said("z"), input="new")],
+        lambda e: before.get(e.input),
+        metrics.get("chunk_f1"),
+    )
+    assert [e.lineage and e.lineage.agreement for e in found] == [1.0, 0.0, None]
+    nothing = pseudo_targets.checked([said("play O it O")], lambda e: "play O it O", metrics.get("chunk_f1"))
+    assert nothing[0].lineage and nothing[0].lineage.agreement == 1.0  # there is no slot to score
+
+
+def test_weights_are_probabilities_or_agreements():
+    one, other = said("x", score=-0.5), replace(said("y"), lineage=Lineage("a", agreement=0.25))
+    gold = Example("g", "gold", "G")
+    weights = [e.weight for e in pseudo_targets.weighed([one, other, gold], "confidence")]
+    assert weights == [math.exp(-0.5), 1.0, 1.0]
+    assert [e.weight for e in pseudo_targets.weighed([one, other, gold], "agreement")] == [1.0, 0.25, 1.0]
+    assert pseudo_targets.weighed([one, gold], None) == [one, gold]
+
+
+def test_lineage_outlives_the_file(tmp_path):
+    examples = [said("x", "mckd/round-1/student-0", -0.5, weight=0.5), said("", "teacher")]
+    path = tmp_path / "some.parquet"
+    assert pseudo_targets.save(path, examples) == 2
+    assert pseudo_targets.load(path) == examples
