@@ -1,0 +1,119 @@
+"""docs/own_data.md as written: rows, an endpoint, and a student that answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import yaml
+from conftest import ROOT, write_rows
+
+PAGE = (ROOT / "docs/own_data.md").read_text()
+RECIPE = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)[0]
+COMMANDS = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)[0].splitlines()
+PYTHON = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)[0]
+KEY = "planted-0d1e5f"
+WORDS = {"PlayMusic": "play some jazz", "BookRestaurant": "book a table", "GetWeather": "will it rain"}
+LAST = ["today", "tonight", "now", "soon", "please", "again", "for me", "in Rome", "at six", "outside"]
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """Chat completions by the first word of the last turn; some answers say too much."""
+
+    asked: list[dict] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = body["messages"][-1]["content"]
+        self.asked.append({"text": text, "key": self.headers["Authorization"], **body})
+        intent = next(name for name, words in WORDS.items() if words.split()[0] in text)
+        said = f"The intent is {intent}." if text.endswith("soon") and body["temperature"] == 0 else intent
+        usage = {"prompt_tokens": 100, "completion_tokens": 2, "total_tokens": 102}
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
+        answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        sent = json.dumps({**answer, "usage": usage}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(sent)))
+        self.end_headers()
+        self.wfile.write(sent)
+
+    def log_message(self, *_) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def endpoint():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    server.shutdown()
+
+
+def small_bert(folder: Path) -> Path:
+    """A tiny encoder with random weights, that knows the words."""
+    from transformers import BertConfig, BertModel
+
+    from raykd import models
+    from raykd.recipe import WordsTokenizer
+
+    texts = [f"{words} {last}" for words in WORDS.values() for last in LAST]
+    models.build_tokenizer(WordsTokenizer(kind="words"), texts, folder)
+    tokenizer = models.load_tokenizer(folder)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertModel(BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)).save_pretrained(
+        folder
+    )
+    return folder
+
+
+@pytest.mark.timeout(600)
+def test_the_page_as_written(tmp_path, endpoint):
+    inputs = [(f"{words} {last}", name) for name, words in WORDS.items() for last in LAST]
+    write_rows(tmp_path / "rows.jsonl", [{"text": f"{text} {n}"} for n in LAST for text, _ in inputs[:24]])
+    write_rows(tmp_path / "shots.jsonl", [{"text": text, "label": name} for text, name in inputs[:20]])
+    write_rows(tmp_path / "test.jsonl", [{"text": text, "label": name} for text, name in inputs])
+    model = small_bert(tmp_path / "model")
+    text = RECIPE.replace("https://api.example.com/v1", endpoint).replace("/models/MiniLM", str(model))
+    recipe = yaml.safe_load(text)
+    recipe["teacher"]["engine"]["requests_per_minute"] = 60_000
+    recipe["student"]["training"] |= {"learning_rate": 0.02, "epochs": 3, "evaluate_every": 10, "batch_tokens": 128}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(recipe))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "MY_KEY": KEY, "PYTHONPATH": ""}
+    for command in COMMANDS:
+        done = subprocess.run(
+            shlex.split(command), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert KEY not in done.stdout + done.stderr
+
+    asked = Endpoint.asked
+    assert {one["key"] for one in asked} == {f"Bearer {KEY}"}
+    first = [one["text"] for one in asked if one["temperature"] == 0]
+    assert len(first) == len(set(first)) == 240 + 30  # those that were looked at first are not asked for again
+    assert all(len(one["messages"]) == 18 for one in asked)  # the system's, eight examples of two turns, the input
+    assert all(one["messages"][-3]["content"].split()[0] in one["text"] for one in asked)  # the most similar is last
+
+    run = tmp_path / "runs/own"
+    report = json.loads((run / "report.json").read_text())
+    assert report["totals"]["endpoint_rows"] == len(asked) - 50
+    assert report["totals"]["endpoint_cost"] == pytest.approx((100 * 0.15 + 2 * 0.60) * (len(asked) - 50) / 1e6)
+    chosen = next(s["stats"] for s in report["stages"] if s["stage"] == "teacher/chosen")
+    assert chosen["retried"] > 0 and chosen["invalid"] == chosen["dropped"] == 0
+    assert report["arms"]["mckd"]["exact_match"] > 50
+    for file in (tmp_path / "runs").rglob("*"):
+        assert not file.is_file() or KEY.encode() not in file.read_bytes(), file
+    said = subprocess.run(
+        [sys.executable, "-c", PYTHON.replace('classify("', 'print(classify("').replace('jazz")', 'jazz"))')],
+        **{"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 200},
+    )
+    assert said.returncode == 0 and "PlayMusic" in said.stdout, said.stdout + said.stderr
