@@ -13,6 +13,13 @@ from collections.abc import Callable
 from raykd.errors import RecipeError
 from raykd.metrics.slots import chunk_f1, chunk_precision, chunk_recall, intent_accuracy
 from raykd.metrics.text import bleu, chrf, exact_match, phoneme_error_rate, word_error_rate
+from raykd.metrics.trees import (
+    bracket_f1,
+    labelled_bracket_f1,
+    labelled_bracket_precision,
+    labelled_bracket_recall,
+    release_bracket_f1,
+)
 
 Metric = Callable[[list[str], list[list[str]]], float]
 
@@ -26,6 +33,11 @@ METRICS: dict[str, Metric] = {
     "chunk_precision": chunk_precision,
     "chunk_recall": chunk_recall,
     "intent_accuracy": intent_accuracy,
+    "bracket_f1": bracket_f1,
+    "labelled_bracket_f1": labelled_bracket_f1,
+    "labelled_bracket_precision": labelled_bracket_precision,
+    "labelled_bracket_recall": labelled_bracket_recall,
+    "release_bracket_f1": release_bracket_f1,
 }
 
 
