@@ -94,7 +94,7 @@ def rendered(options: argparse.Namespace) -> tuple[list[str], list[list[int]]]:
 
     tokenizer = models.load_tokenizer(options.model)
     prompt = Chat(kind="chat", template=options.template) if options.chat else options.template
-    texts = [prompts.renderer(prompt, (), tokenizer)(text) for text in inputs(options)]
+    texts = prompts.renderer(prompt, (), tokenizer)(inputs(options))
     return texts, models.encode_inputs(tokenizer, texts, encoder=False, special_tokens=not options.chat)
 
 

@@ -207,7 +207,7 @@ def embedder(path: str) -> Callable[[list[str]], np.ndarray]:
 
     @torch.inference_mode()
     def embed(texts: list[str]) -> np.ndarray:
-        rows = [ids[:longest] for ids in tokenizer(texts)["input_ids"]]
+        rows = [ids[:longest] or [tokenizer.pad_token_id] for ids in tokenizer(texts)["input_ids"]] if texts else []
         found = np.zeros((len(rows), model.config.hidden_size), np.float32)
         for piece in batches.by_length([len(ids) for ids in rows], EMBEDDED):
             tensors = batches.pad_right([rows[i] for i in piece], tokenizer.pad_token_id)

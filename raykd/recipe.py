@@ -377,7 +377,7 @@ class EndpointEngine(Section):
     api_key_env: str | None = Field(
         default=None, pattern=r"^[A-Za-z_]\w*$", description="the environment variable that holds the key"
     )
-    concurrency: int = Field(default=16, ge=1, description="requests under way, of each replica")
+    concurrency: int = Field(default=16, ge=1, le=1000, description="requests under way, of each replica")
     requests_per_minute: float | None = Field(default=None, gt=0, description="begun at most, by each replica")
     retries: int = Field(default=6, ge=0, description="of a request, with growing pauses, before the pass stops")
     timeout_seconds: float = Field(default=120, gt=0, description="for an answer")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,80 +14,95 @@ from raykd.data import Example
 from raykd.errors import DataError
 from raykd.recipe import Shots
 
+COMPARED = 256  # inputs whose similarities to all candidates are held at once
 Chooser = Callable[[list[str]], list[list[Example]]]
+Rank = Callable[[list[str]], list[Sequence[int]]]  # inputs to numbers of candidates, the best first
 
 
 def chooser(shots: Shots | None, rows: Sequence[Example]) -> Chooser:
     """A function from inputs to the examples of each, in the order in which they are shown, of the candidates `rows`.
 
-    An input is no example of its own, so it may have one less. What is drawn depends on the input alone, so that runs with other seeds find the
-    answers in the store. Raises DataError where there are too few candidates.
+    An input is no example of its own, so it has fewer where there are no others. What is drawn depends on the input
+    and the candidates alone, so that runs with other seeds find the answers in the store. Raises DataError where
+    there are too few candidates.
     """
     if shots is None:
         return lambda texts: [[] for _ in texts]
     if len(rows) < shots.count:
         raise DataError(f"prompt.shots.rows: {len(rows)} rows, prompt.shots.count asks for {shots.count}")
-    rank = {"first": _first, "random": _drawn, "bm25": _bm25, "embedding": _embedding}[shots.choose](shots, rows)
+    inputs = [row.input for row in rows]
+    most = min(len(rows), shots.count + max(Counter(inputs).values()))  # enough when all of one input are left out
+    makers = {"first": _first, "random": _drawn, "bm25": _bm25, "embedding": _embedding}
+    rank = makers[shots.choose](shots, inputs, most)
+    reverse = shots.choose in ("bm25", "embedding") and shots.nearest != "first"
 
     def choose(texts: list[str]) -> list[list[Example]]:
         found = []
         for text, order in zip(texts, rank(texts), strict=True):
-            others = [rows[i] for i in order if rows[i].input != text][: shots.count]
-            nearest = shots.choose in ("bm25", "embedding") and shots.nearest != "first"
-            found.append(others[::-1] if nearest else others)
+            others = list(itertools.islice((rows[i] for i in order if inputs[i] != text), shots.count))
+            found.append(others[::-1] if reverse else others)
         return found
 
     return choose
 
 
-Rank = Callable[[list[str]], list[Sequence[int]]]  # inputs to numbers of candidates, the best first
+def _first(shots: Shots, inputs: list[str], most: int) -> Rank:
+    return lambda texts: [range(most)] * len(texts)
 
 
-def _first(shots: Shots, rows: Sequence[Example]) -> Rank:
-    return lambda texts: [range(len(rows))] * len(texts)
-
-
-def _drawn(shots: Shots, rows: Sequence[Example]) -> Rank:
-    count = min(len(rows), shots.count + 1)
-
+def _drawn(shots: Shots, inputs: list[str], most: int) -> Rank:
     def rank(texts: list[str]) -> list[Sequence[int]]:
         seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") for text in texts]
-        return [np.random.default_rng(seed).choice(len(rows), count, replace=False).tolist() for seed in seeds]
+        return [np.random.default_rng(seed).choice(len(inputs), most, replace=False).tolist() for seed in seeds]
 
     return rank
 
 
-def _bm25(shots: Shots, rows: Sequence[Example]) -> Rank:
-    """By BM25 (Robertson and Zaragoza 2009) of words in lower case."""
+def _bm25(shots: Shots, inputs: list[str], most: int) -> Rank:
+    """By BM25 (Robertson and Zaragoza 2009, as Lucene has it) of words and marks in lower case.
+
+    Candidates that share no word with an input follow in their own order.
+    """
     import bm25s
 
-    def words(texts: Sequence[str]) -> list[list[str]]:
-        return [text.lower().split() for text in texts]
+    def words(text: str) -> list[str]:
+        return re.findall(r"\w+|[^\w\s]", text.lower())
 
     index = bm25s.BM25()
-    index.index(words([row.input for row in rows]), show_progress=False)
-    count = min(len(rows), shots.count + 1)
+    known = [words(text) for text in inputs]
+    if not any(known):
+        raise DataError("prompt.shots.rows: choose: bm25 compares words, and no input has any")
+    index.index(known, show_progress=False)
+    nothing_R = np.zeros(len(known), np.float32)  # for an input without words, which bm25s refuses
 
     def rank(texts: list[str]) -> list[Sequence[int]]:
-        found, _ = index.retrieve(words(texts), k=count, show_progress=False)
-        return found.tolist()
+        asked = [words(text) for text in texts]
+        return [_best(index.get_scores(some) if some else nothing_R, most) for some in asked]
 
     return rank
 
 
-def _embedding(shots: Shots, rows: Sequence[Example]) -> Rank:
+def _embedding(shots: Shots, inputs: list[str], most: int) -> Rank:
     """By the cosine of mean token embeddings of an encoder (Liu et al. 2022, KATE)."""
     from raykd import models
 
     assert shots.encoder is not None
     embed = models.embedder(shots.encoder)
-    known_RH = embed([row.input for row in rows])
-    count = min(len(rows), shots.count + 1)
+    known_RH = np.nan_to_num(embed(inputs))  # a text without tokens has no direction
 
     def rank(texts: list[str]) -> list[Sequence[int]]:
-        near_TR = embed(texts) @ known_RH.T
-        top = np.argpartition(-near_TR, count - 1, axis=1)[:, :count]
-        order = np.argsort(-np.take_along_axis(near_TR, top, 1), axis=1, kind="stable")
-        return np.take_along_axis(top, order, 1).tolist()
+        near: list[Sequence[int]] = []
+        for start in range(0, len(texts), COMPARED):
+            near_TR = np.nan_to_num(embed(texts[start : start + COMPARED])) @ known_RH.T
+            near += [_best(near_R, most) for near_R in near_TR]
+        return near
 
     return rank
+
+
+def _best(scores_R: np.ndarray, most: int) -> list[int]:
+    """The places of the `most` highest scores, the highest first; of equal ones the first."""
+    lowest = np.partition(scores_R, -most)[-most]
+    above, equal = np.flatnonzero(scores_R > lowest), np.flatnonzero(scores_R == lowest)
+    ordered = above[np.argsort(-scores_R[above], kind="stable")]
+    return [*ordered.tolist(), *equal[: most - len(above)].tolist()]

@@ -599,8 +599,9 @@ def _prompt_parts(side: Teacher | Student) -> Any:
     """What of a prompt decides the answers, its examples by content."""
     if isinstance(side.prompt, str):
         return side.prompt
-    shots = [[e.input, e.target] for e in _shots(side)]
-    return {**side.prompt.model_dump(mode="json", exclude={"shots"}), "shots": fingerprint(shots)}
+    shown = side.prompt.shots.model_dump(mode="json", exclude={"rows"}) if side.prompt.shots else {}
+    shots = fingerprint([[[e.input, e.target] for e in _shots(side)], shown])
+    return {**side.prompt.model_dump(mode="json", exclude={"shots"}), "shots": shots}
 
 
 def _shots(side: Teacher | Student) -> list[Example]:
@@ -824,11 +825,15 @@ def chosen(run: Run, given: Labels, model: str, lineages: Sequence[Lineage]) -> 
     def voted(several: list[Example]) -> list[Example]:
         if not rule.vote:
             return several
-        best = pseudo_targets.vote([e for e in several if form.invalid(e.input, e.target or "") is None] or several)
-        return [replace(best, id=several[0].id.rpartition("#")[0] or several[0].id)]
+        return [replace(_best(form, several), id=several[0].id.rpartition("#")[0] or several[0].id)]
 
     parts = [sum((voted(several) for several in part), []) for part in found]
     return _kept(run, "teacher/chosen", parts, rule, {"retried": retried})
+
+
+def _best(form: tasks.Format, several: list[Example]) -> Example:
+    """The vote of an input's samples; those that are not of the form have none, where others are."""
+    return pseudo_targets.vote([e for e in several if form.invalid(e.input, e.target or "") is None] or several)
 
 
 def relabel(run: Run, name: str, model: str, inputs: Sequence[Path], own: Path) -> Labels:
@@ -975,11 +980,15 @@ def following(
 
 
 def evaluate(run: Run, arm: str, model: str, side: Teacher | Student, test: list[Example]) -> dict[str, float]:
-    """Score a model's answers to the test inputs by every metric of the recipe."""
+    """Score a model's answers to the test inputs by every metric of the recipe.
+
+    Of a teacher's several samples the first counts, or their vote where the recipe's `answers` are voted.
+    """
     if not test:
         return {}
-    answers = label(run, f"evaluate/{arm}-answers", model, side, [test]).examples()
-    found = {e.input: e.target or "" for e in reversed(answers)}  # of several samples, the first
+    answers = label(run, f"evaluate/{arm}-answers", model, side, [test]).answers(0, TEACHER)
+    form = _format(run) if run.recipe.answers.vote and isinstance(side, Teacher) else None
+    found = {s[0].input: (_best(form, s) if form else s[0]).target or "" for s in answers}
 
     def work(folder: Path) -> tuple[dict, dict]:
         scored = [(found.get(e.input, ""), e) for e in test]

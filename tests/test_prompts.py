@@ -1,5 +1,7 @@
 """What a model is given for an input."""
 
+import json
+
 import pytest
 
 from raykd import models, prompts
@@ -41,6 +43,21 @@ def test_a_chat_is_written_by_the_tokenizer(shared_tokenizer):
     rendered = prompts.renderer(prompt, SHOTS, tokenizer)(["c"])
     assert rendered == ["a<system>Be brief.<user>Say a b<assistant>A B<user>Say c<assistant>"]
     assert not prompts.special_tokens(prompt) and prompts.special_tokens("{input}")
+
+
+def test_a_served_chat_is_its_turns_and_needs_no_tokenizer():
+    prompt = Chat(kind="chat", system="Be brief.", template="Say {input}", shots=first(1))
+    (turns,) = prompts.renderer(prompt, SHOTS, served=True)(["ç"])
+    said = [("system", "Be brief."), ("user", "Say a b"), ("assistant", "A B"), ("user", "Say ç")]
+    assert [(turn["role"], turn["content"]) for turn in json.loads(turns)] == said
+    assert json.loads(prompts.renderer(Chat(kind="chat"), served=True)(["c"])[0]) == [{"role": "user", "content": "c"}]
+
+
+def test_each_input_is_shown_its_own_examples():
+    rows = [Example("1", "fly home", "F"), Example("2", "play jazz", "P")]
+    shown = Completion(kind="completion", shot="{prompt}: {target}; ", shots=first(1, choose="bm25"))
+    found = prompts.renderer(shown, rows)(["jazz", "home", "fly home"])
+    assert found == ["play jazz: P; jazz:", "fly home: F; home:", "play jazz: P; fly home:"]
 
 
 def test_keys_are_those_of_the_rendered_prompt():

@@ -21,7 +21,7 @@ from raykd import data
 from raykd.cluster import resources
 from raykd.engines import Answer, Engine, Opening, Refusal, open_engine
 from raykd.errors import EngineDead, EngineError
-from raykd.recipe import Actors, VllmEngine
+from raykd.recipe import Actors, EndpointEngine, VllmEngine
 from raykd.store import Store, table
 
 SMALLEST = 8  # the last shards of a pass with several replicas have an eighth of the rows of a whole one
@@ -203,9 +203,12 @@ def _block(some: list[Piece]) -> pa.Table:
 
 def _calls(opening: Opening, sequences: int) -> int:
     """Pieces of so many sequences that an engine should have at once, to be never idle."""
-    if not isinstance(opening.spec, VllmEngine):
+    if isinstance(opening.spec, VllmEngine):
+        batch = opening.spec.arguments.get("max_num_seqs") or 256
+    elif isinstance(opening.spec, EndpointEngine):
+        batch = opening.spec.concurrency
+    else:
         return 2  # one is worked on while another is read or written
-    batch = opening.spec.arguments.get("max_num_seqs") or 256
     return min(MOST_CALLS, 2 + math.ceil(2 * batch / sequences))
 
 

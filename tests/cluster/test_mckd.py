@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import dying
 import pytest
 from conftest import LLAMA, raykd
 from test_end_to_end import TRAINING, manifests, recipe
@@ -88,6 +89,29 @@ def test_four_partitions_three_stages(tmp_path, tiny_models, warm):
     first, second = (json.loads((run / f"mckd/round-{n}/student-2/manifest.json").read_text()) for n in (1, 2))
     began = second["inputs"]["model"]
     assert began == ({"kind": "checkpoint", "path": first["results"]["model"]} if warm else first["inputs"]["model"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(800)
+def test_lost_workers_and_actors_lose_nothing(tmp_path, tiny_models):
+    """The teacher's actor dies while it labels, and the worker of a student in the middle of an epoch."""
+    dying.FLAG.unlink(missing_ok=True)
+    run = ran(
+        tmp_path,
+        tiny_models,
+        {"partitions": 2},
+        teacher__engine={"kind": "scripted", "function": "answers:takes_its_actor_along"},
+        teacher__prompt=f"{{input}} {tmp_path}/died",
+        teacher__shard_rows=32,
+        student__training={**FEW, "max_steps": 60, "evaluate_every": 20, "losses": {"dying:once": {}}},
+        answers={},
+    )
+    assert dying.FLAG.exists() and (tmp_path / "died").exists()
+    nobody_labels_what_it_was_taught(run, rounds=1, partitions=2, each=1)
+    for name in ("mckd/round-1/student-0", "mckd/round-1/student-1", "mckd/final"):
+        lines = map(json.loads, (run / name / "log.jsonl").read_text().splitlines())
+        steps = [line["step"] for line in lines if "loss" in line]
+        assert steps == sorted(set(steps)) and steps[-1] == 60
 
 
 @pytest.mark.slow
