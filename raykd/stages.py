@@ -257,16 +257,23 @@ def train(
 
         place = together(len(lessons), run.recipe.cluster)
 
-    def one(name: str) -> dict[str, Any]:
-        trained = _train(run, rows, name, lessons[name], side or run.recipe.student, shared, place[1])
-        then = lessons[name].then
-        if then:
-            with labelling:
-                then[1](trained["model"])
-        return trained
+    with ThreadPoolExecutor(max(1, len(after))) as labellers, _passes(run, len(after)) as leave:
 
-    with ThreadPoolExecutor(place[0]) as pool, _passes(run, len(after)) as labelling:
-        return dict(zip(lessons, pool.map(one, lessons), strict=True))
+        def one(name: str) -> tuple[dict[str, Any], Future | None]:
+            trained = _train(run, rows, name, lessons[name], side or run.recipe.student, shared, place[1])
+            then = lessons[name].then
+            return trained, labellers.submit(begin, then[1], trained["model"]) if then else None
+
+        def begin(then: Callable[[str], Any], model: str) -> None:
+            with leave:
+                then(model)
+
+        with ThreadPoolExecutor(place[0]) as pool:
+            found = dict(zip(lessons, pool.map(one, lessons), strict=True))
+        for _, labelled in found.values():
+            if labelled:
+                labelled.result()
+    return {name: trained for name, (trained, _) in found.items()}
 
 
 @contextmanager

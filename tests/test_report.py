@@ -72,12 +72,46 @@ def test_what_the_stages_took(finished):
         "teacher_tokens": 40,  # not the 7 that a student wrote
         "tokens_trained": 60,
         "failed_rows": 0,
+        "endpoint_rows": 0,
+        "endpoint_cost": 0,
     }
     assert [s["started"] for s in found["stages"]] == [0, 10, 10, 10, 20, 20, 20, 20]
     assert [s["stage"] for s in found["stages"]][1:4] == ["mckd/final", "mckd/round-1/labels-0", "teacher/quality"]
     stats = {"rows": 5, "tokens": 60, "tokens_per_second": 6.0}
     stage = {"stage": "mckd/final", "kind": "train", "started": 10.0, "seconds": 10.0, **stats, "stats": stats}
     assert found["stages"][1] == stage
+
+
+def test_what_the_arms_cost(finished):
+    manifest(finished, "teacher/fine_tune", "train", 0, {"model": "m"})
+    manifest(finished, "gold_only/rate-1", "train", 0, {"model": "m"})
+    own = {"trainings": 10.0, "students_labelling": 0.0, "teacher": 20.0}
+    assert report.write(finished)["costs"] == {
+        "teacher": {**own, "trainings": 0.0},
+        "gold_only": {**own, "teacher": 0.0},
+        "distilled": {**own, "trainings": 0.0},
+        "mckd": {**own, "students_labelling": 10.0},
+    }
+    assert "| mckd | 10.0 | 10.0 | 20.0 |" in (finished / "report.md").read_text()
+
+
+def test_what_an_endpoint_was_sent_and_cost(finished):
+    manifest(finished, "teacher/labels", "label", 0, {"store": "x"}, endpoint_rows=1200, endpoint_cost=0.5)
+    report.write(finished)
+    text = (finished / "report.md").read_text()
+    assert "1,200 rows left the cluster for the endpoint, at a cost of 0.50 by the recipe's price." in text
+
+
+def test_what_students_remember_and_what_was_chosen(finished):
+    students = [{"partition": 0, "seen": 91.0, "unseen": 60.25}, {"partition": 1, "seen": None, "unseen": 3.0}]
+    manifest(finished, "mckd/round-1/memory", "memory", 15, {"metric": "bleu", "students": students})
+    counts = {"rows": 90, "invalid": 12, "repaired": 0, "dropped": 10, "retried": 4}
+    manifest(finished, "teacher/chosen", "choose", 15, {"sizes": [90]}, **counts)
+    assert report.write(finished)["memory"][0]["stage"] == "mckd/round-1/memory"
+    text = (finished / "report.md").read_text()
+    assert "| stage | partition | bleu, taught | bleu, never seen |" in text
+    assert "| mckd/round-1/memory | 0 | 91.00 | 60.25 |" in text and "| 1 |  | 3.00 |" in text
+    assert "| teacher/chosen | 90 | 12 | 0 | 10 | 4 |" in text
 
 
 def test_the_best_is_bold_and_compared_with_the_control(finished):
