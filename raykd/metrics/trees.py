@@ -62,9 +62,9 @@ def bracket_f1(predictions: list[str], references: list[list[str]]) -> float:
 def labelled_bracket_f1(predictions: list[str], references: list[list[str]]) -> float:
     """Labelled bracket F1 over all sentences, in percent, as EVALB has it with COLLINS.prm.
 
-    Punctuation and TOP are deleted, ADVP and PRT are the same. A prediction whose words are not the sentence's has no
-    bracket right and its gold ones missed; EVALB leaves such a sentence out. Raises DataError where no sentence has a
-    bracket.
+    Punctuation and TOP are deleted, ADVP and PRT are the same. A prediction that is no tree, or whose words are not the
+    sentence's, has no bracket and misses the gold ones; EVALB leaves such a sentence out. Raises DataError where no
+    sentence has a bracket.
     """
     hits, said, right = _labelled(predictions, references)
     return 100 * 2 * hits / (said + right)
@@ -217,13 +217,20 @@ def _labelled(predictions: list[str], references: list[list[str]]) -> tuple[int,
     hits = said = right = 0
     for prediction, gold in zip(predictions, _golds(predictions, references), strict=True):
         words, found = trees.read(prediction)
-        mine = _counted(found if words == gold.words else [], gold.evalb)
+        mine = _counted(found if words == gold.words and _is_tree(prediction) else [], gold.evalb)
         theirs = _counted(gold.brackets, gold.evalb)
         hits += (mine & theirs).total()
         said, right = said + mine.total(), right + theirs.total()
     if right == 0:
         raise DataError("no right answer has a bracket")
     return hits, said, right
+
+
+def _is_tree(prediction: str) -> bool:
+    try:
+        return len(trees.parse(prediction)) == 1
+    except ValueError:
+        return False
 
 
 def _counted(found: list[trees.Bracket], kept: list[bool]) -> Counter[trees.Bracket]:

@@ -20,7 +20,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from difflib import SequenceMatcher
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from raykd.errors import DataError, RecipeError
@@ -41,7 +41,7 @@ PENN = re.compile(r"\(\S+ [^\s()]+\)")  # a part of speech and its word, which n
 def parse(text: str) -> list[Tree]:
     """The trees of a text in brackets. Raises ValueError, in one line, for brackets that do not match."""
     whole: Tree = ("", [])
-    open_ = [whole]
+    open_: list[Tree] = [whole]
     for piece in PIECES.findall(text):
         if piece.startswith("("):
             if len(open_) > DEEPEST:
@@ -74,7 +74,7 @@ def clean(tree: Tree) -> Tree | None:
         kept = [child for child in map(one, (c for c in children if not isinstance(c, str))) if child]
         if len(children) != sum(not isinstance(child, str) for child in children):
             raise ValueError(f"words and constituents together under {label!r:.20}")
-        return (_bare(label), kept) if kept else None
+        return (_bare(label) or "TOP", kept) if kept else None  # no target form has labels that are empty
 
     found = one(tree)
     while found and found[0] in ROOTS and len(found[1]) == 1 and not isinstance(found[1][0], str):
@@ -138,7 +138,7 @@ def unlabelled(tree: Tree) -> str:
 
 def labelled(tree: Tree) -> str:
     """The target `labelled` of a gold tree."""
-    return _written([word for word, _ in leaves(tree)], brackets(tree) or [(0, 1, "X")])
+    return _written([word for word, _ in leaves(tree)], brackets(tree) or [(0, 1, "TOP")])  # counted by no metric
 
 
 def release(tree: Tree) -> str:
@@ -254,8 +254,11 @@ def invalid_release(input: str, answer: str) -> str | None:
 
 
 def release_words(answer: str) -> list[str]:
-    """The words of a tree in the form `release`. Raises ValueError where there is not one tree, and nothing else."""
-    trees = parse(answer)
+    """The words of a tree in the form `release`. Raises ValueError where there is not one tree, and nothing else.
+
+    No bracket has a label: what follows one is a word, as to the release.
+    """
+    trees = parse(answer.replace("(", "( "))
     if len(trees) != 1:
         raise ValueError(f"{len(trees)} trees")
     return [word for word, _ in leaves(trees[0])]
@@ -289,7 +292,7 @@ def repair_unlabelled(input: str, answer: str) -> str:
         return answer
     words = words_of(input)
     spans = {(start, end, ""): None for start, end, _ in aligned(words, answer) if end - start > 1}
-    return _written(words, list(spans | {(0, len(words), ""): None}))
+    return _written(words, _not_too_deep([(0, len(words), ""), *(spans.keys() - {(0, len(words), "")})]))
 
 
 def repair_labelled(input: str, answer: str) -> str:
@@ -297,9 +300,22 @@ def repair_labelled(input: str, answer: str) -> str:
     if invalid_labelled(input, answer) is None:
         return answer
     words = words_of(input)
-    found = [(start, end, label or "X") for start, end, label in aligned(words, answer)][:DEEPEST]
+    found = [(start, end, label or "X") for start, end, label in aligned(words, answer)]
     whole = [] if any(start == 0 and end == len(words) for start, end, _ in found) else [(0, len(words), "S")]
-    return _written(words, whole + found)
+    return _written(words, _not_too_deep(whole + found))
+
+
+def _not_too_deep(found: list[Bracket]) -> list[Bracket]:
+    """Brackets that do not cross, without those within DEEPEST others; of equal ones the first is outside."""
+    kept: list[Bracket] = []
+    around: list[int] = []  # ends of the brackets that a word is in
+    for bracket in sorted(found, key=lambda b: (b[0], -b[1])):
+        while around and around[-1] <= bracket[0]:
+            around.pop()
+        if len(around) < DEEPEST:
+            around.append(bracket[1])
+            kept.append(bracket)
+    return kept
 
 
 def repair_release(input: str, answer: str) -> str:
@@ -356,8 +372,9 @@ def penn(
 
     `shares` are the parts' shares of the articles, or of the trees where there are none; default 0.1 test, 0.1 dev, 0.8
     train; what they leave is unused. No article is in two parts. Sentences of more than `max_words` words are left out;
-    of equal sentences the first is kept. Traces and function tags are stripped. `lower` lowers words. A row's
-    `references` hold its gold tree, which the metrics of `raykd.metrics.trees` ask for.
+    of equal sentences the first is kept; neither moves another row to another part. Traces and function tags are
+    stripped. `lower` lowers words. A row's `references` hold its gold tree, which the metrics of `raykd.metrics.trees`
+    ask for.
 
     A tree that cannot be read is a text in every part. Raises RecipeError for a part, form or shares that make no
     sense, DataError for a file that cannot be read.
@@ -373,12 +390,14 @@ def penn(
     seen: set[str] = set()
     for number, article, text in _trees(path):
         try:
+            text.encode("utf-8")
             found = [tree for tree in map(clean, parse(text)) if tree]
             if len(found) != 1:
                 raise ValueError(f"{len(found)} trees with words")
         except ValueError as error:
-            bad.append(f"line {number}: {error}")
+            bad.append(f"line {number}: {'not UTF-8' if isinstance(error, UnicodeEncodeError) else error}")
             continue
+        rows = groups.setdefault(article, [])  # before any row is left out, so that a part is the same without them
         tree = found[0]
         if lower:
             tree = _lowered(tree)
@@ -388,7 +407,7 @@ def penn(
             continue
         seen.add(name)
         row = {"id": f"{Path(path).name.partition('.')[0]}:{number}", "input": name, "target": FORMS[form](tree)}
-        groups.setdefault(article, []).append({**row, "references": [one_line(tree)]})
+        rows.append({**row, "references": [one_line(tree)]})
     order = sorted(groups)
     random.Random(seed).shuffle(order)
     ends = [round(share * len(order)) for share in (0, *accumulate(shares.values()))]
@@ -414,7 +433,7 @@ def translation(path: str) -> Iterator[dict | str]:
                 raise TypeError
         except json.JSONDecodeError:
             yield f"line {number}: not JSON"
-        except (KeyError, TypeError, AttributeError, RecursionError):
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError):  # a number of thousands of digits
             yield f'line {number}: not {{"translation": {{"unparsed", "unlabeled", "parsed"}}}}'
         else:
             row = {"id": f"{Path(path).stem}:{number}", "input": cells[0], "target": cells[1]}
@@ -439,9 +458,13 @@ def _lowered(tree: Tree) -> Tree:
 
 
 def _trees(path: str) -> Iterator[tuple[int, str, str]]:
-    """(line it begins in, article, text) of each tree; the article is the line where there are none."""
+    """(line it begins in, article, text) of each tree; the article is the line where there are none.
+
+    Where a tree is not closed to the end of the file, every line from it on that begins with a bracket begins a tree.
+    """
     lines = enumerate(_lines(path), start=1)
-    held, begun, depth = "", 0, 0
+    held: list[tuple[int, str]] = []
+    depth = 0
     for number, line in lines:
         article, tab, text = line.rstrip("\n").partition("\t")
         if tab and not held and "(" not in article:
@@ -449,23 +472,27 @@ def _trees(path: str) -> Iterator[tuple[int, str, str]]:
             continue
         if not line.strip():
             continue
-        begun = begun if held else number
-        held += line
+        held.append((number, line))
         depth += line.count("(") - line.count(")")
         if depth <= 0:
-            yield begun, f"{begun:09}", held
-            held, depth = "", 0
-    if held:
-        yield begun, f"{begun:09}", held
+            yield _joined(held)
+            held, depth = [], 0
+    starts = [place for place, (_, line) in enumerate(held) if place == 0 or line.startswith("(")]
+    for start, end in pairwise([*starts, len(held)]):
+        yield _joined(held[start:end])
+
+
+def _joined(lines: list[tuple[int, str]]) -> tuple[int, str, str]:
+    return lines[0][0], f"{lines[0][0]:09}", "".join(line for _, line in lines)
 
 
 def _lines(path: str) -> Iterator[str]:
-    """The lines of a plain file or a gzip."""
+    """The lines of a plain file or a gzip; bytes that are not UTF-8 are lone surrogates."""
     try:
         with open(path, "rb") as file:
             zipped = file.read(2) == b"\x1f\x8b"
         with gzip.open(path, "rb") if zipped else open(path, "rb") as file:
             for line in file:
-                yield line.decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+                yield line.decode("utf-8-sig", "surrogateescape")
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None

@@ -62,6 +62,17 @@ def test_labelled_brackets_count_labels_chains_and_words():
     assert scores.labelled_bracket_precision([chained], right) == 80
     assert scores.labelled_bracket_recall(["(S The dog )"], right) == 0
     assert scores.labelled_bracket_precision(["(S The dog )"], right) == 0
+    for cut in (trees.labelled(gold)[:-2], trees.labelled(gold) + " )", trees.labelled(gold).replace("(S ", "", 1)):
+        assert scores.labelled_bracket_f1([cut], right) == 0  # the words are right, but it is no tree
+    assert scores.labelled_bracket_f1([cut, trees.labelled(gold)], right * 2) == pytest.approx(200 / 3)
+
+
+def test_the_targets_of_gold_trees_without_a_label_of_their_own_are_right():
+    for text in ("(NN yes)", "( (S (A a)) (S (B b)) )", "(S ( (DT The) (NN dog)) (VP (VBZ barks)))"):
+        gold = trees.gold([text])
+        assert gold and trees.invalid_labelled(" ".join(w for w, _ in trees.leaves(gold)), trees.labelled(gold)) is None
+        found = scores.labelled_bracket_f1([trees.labelled(gold), "(S The )"], [[text], ["(S (DT The))"]])
+        assert found == 100
 
 
 def test_as_pyevalb_has_it():
@@ -76,10 +87,10 @@ def test_as_pyevalb_has_it():
         references.append([pair["gold"]])
         ours = [scores.labelled_bracket_precision, scores.labelled_bracket_recall]
         found = [score(predictions[-1:], references[-1:]) for score in ours]
-        assert found == pytest.approx([pair["precision"], pair["recall"]], abs=0.01), pair
+        assert found == pytest.approx([pair["precision"], pair["recall"]], abs=1e-9), pair
     whole = [scores.labelled_bracket_precision(predictions, references)]
     whole += [scores.labelled_bracket_recall(predictions, references)]
-    assert whole == pytest.approx([held["precision"], held["recall"]], abs=0.01)
+    assert whole == pytest.approx([held["precision"], held["recall"]], abs=1e-9)
 
 
 def test_labels_that_are_found_again():

@@ -43,7 +43,7 @@ def test_the_clean_forms():
     assert trees.unlabelled(tree(chain)) == "( ( The dog ) -LRB- )"
     assert trees.labelled(tree(chain)) == "(S (VP (NP (NP The dog ) ) -LRB- ) )"
     assert trees.unlabelled(tree(YES)) == "( yes )" and trees.labelled(tree(YES)) == "(FRAG yes )"
-    assert trees.labelled(tree("(NN yes)")) == "(X yes )"
+    assert trees.labelled(tree("(NN yes)")) == "(TOP yes )"
     assert trees.one_line(tree(BIG)) == BIG.removeprefix("(TOP ").removesuffix(")")
 
 
@@ -79,6 +79,7 @@ def test_what_is_no_tree_is_said_in_a_line(text, message):
         ("labelled", "(NP The (NN big ) ) (VP dog )", "2 trees", "(S (NP The (NN big ) ) (VP dog ) )"),
         ("release", "( ( The ) ( big dog )", "1 brackets are not closed", "( ( The ) ( big dog ) )"),
         ("release", "( The )", "1 words, the input has 3", "( The )"),
+        ("release", "(S The big dog )", "4 words, the input has 3", "( S The big dog )"),  # it knows no labels
     ],
 )
 def test_what_is_not_well_formed_is_said_and_mended(form, answer, reason, repaired):
@@ -107,6 +108,19 @@ def test_words_with_brackets_are_written_as_in_penn():
     text = "f (x) )"
     assert trees.invalid_unlabelled(text, "( f -LRB-x-RRB- -RRB- )") is None
     assert trees.repair_unlabelled(text, "f") == "( f -LRB-x-RRB- -RRB- )"
+
+
+@pytest.mark.parametrize("form", ["unlabelled", "labelled"])
+def test_long_sentences_are_mended_too(form):
+    """Within 200 brackets, and with every bracket where there are many, but not within each other."""
+    words = [f"w{place}" for place in range(500)]
+    label = "NP" if form == "labelled" else ""
+    nested = " ".join(f"({label} {word}" for word in words) + " )" * 500
+    wide = f"({label} " + " ".join(f"({label} {a} {b} )" for a, b in zip(words[::2], words[1::2], strict=True)) + " )"
+    for answer, count in ((nested, 200), (nested + " )", 200), (wide + " )", 251), (wide.replace("w499", "x"), 251)):
+        mended = FORMS[form].repair(" ".join(words), answer)
+        assert FORMS[form].invalid(" ".join(words), mended) is None
+        assert mended.count("(") == count
 
 
 # ------------------------------------------------------------------------------------------- whatever a model says
@@ -193,6 +207,24 @@ def test_trees_one_after_the_other(tmp_path):
     assert len(penn(str(path), "all", shares={"all": 1}, max_words=2)) == 2
 
 
+def test_a_bad_tree_costs_no_other(tmp_path):
+    path = tmp_path / "some.mrg"
+    lines = [f"(S (NP (NN n{place}))\n   (VP (VB v)))\n" for place in range(9)]
+    path.write_bytes("".join([*lines[:3], "(S (NP (NN n))\n", *lines[3:]]).encode() + b"(S (NN \xff))\n")
+    *bad, _ = rows = penn(str(path), "all", shares={"all": 1})
+    assert bad[:2] == ["line 7: 1 brackets are not closed", "line 20: not UTF-8"]
+    assert sorted(row["input"] for row in rows if not isinstance(row, str)) == [f"n{place} v" for place in range(9)]
+
+
+def test_a_row_is_in_one_part_whatever_is_left_out(tmp_path):
+    path = tmp_path / "some.mrg"
+    path.write_text("".join(f"(S {f'(NN w{place}) ' * (1 + place % 9)})\n" for place in range(200)))
+    for less in ({"max_words": 5}, {"lower": True}):
+        for part in ("test", "dev", "train"):
+            whole = {row["id"] for row in penn(str(path), part)}
+            assert {row["id"] for row in penn(str(path), part, **less)} <= whole
+
+
 def test_what_makes_no_sense_is_refused(tmp_path):
     path = tmp_path / "some.mrg"
     path.write_text(DOG)
@@ -219,20 +251,19 @@ def test_the_authors_files_are_written_and_read(tmp_path):
     assert write_translation(path, rows) == 2
     assert json.loads(path.read_text().splitlines()[0])["translation"]["parsed"] == DOG
     with open(path, "a") as file:
-        file.write('{"translation": {"unparsed": 1}}\n{\n[]\n')
-    *good, one, two, three = translation(str(path))
-    assert (
-        good == rows and one.startswith("line 3: not {") and two == "line 4: not JSON" and three.startswith("line 5:")
-    )
-    bad = BadRows(3)
+        file.write('{"translation": {"unparsed": 1}}\n{\n[]\n' + "1" * 5_000)
+    *good, one, two, three, four = map(str, translation(str(path)))
+    assert good == list(map(str, rows)) and two == "line 4: not JSON"
+    assert all(text.startswith(f"line {n}: not {{") for n, text in ((3, one), (5, three), (6, four)))
+    bad = BadRows(4)
     source = FunctionRows(kind="function", function="raykd.tasks.trees:translation", arguments={"path": str(path)})
     examples = list(read(source, bad, need_target=True))
-    assert [e.references for e in examples] == [(DOG,), ()] and len(bad.rows) == 3
+    assert [e.references for e in examples] == [(DOG,), ()] and len(bad.rows) == 4
 
 
 @present
 def test_every_craft_tree_is_read_and_its_targets_are_well_formed():
-    rows = penn(str(CRAFT), "all", shares={"all": 1}, form="release")
+    rows = penn(str(CRAFT), "all", shares={"all": 1})
     texts = [row for row in rows if isinstance(row, str)]
     good = [row for row in rows if not isinstance(row, str)]
     assert len(texts) == 4 and all("2 words under the one part of speech" in text for text in texts)
@@ -250,9 +281,16 @@ def test_every_craft_tree_is_read_and_its_targets_are_well_formed():
 
 
 @present
-def test_no_article_of_craft_is_in_two_parts():
-    parts = {part: penn(str(CRAFT), part, max_words=40) for part in ("test", "dev", "train")}
-    inputs = [row["input"] for rows in parts.values() for row in rows if not isinstance(row, str)]
+def test_no_article_of_craft_is_in_two_parts(tmp_path):
+    with gzip.open(CRAFT, "rt", encoding="utf-8") as file:
+        lines = file.readlines()[::20]
+    path = tmp_path / "few.mrg"
+    path.write_text("".join(lines), encoding="utf-8")
+    parts = {part: penn(str(path), part, max_words=40) for part in ("test", "dev", "train")}
+    good = {part: [row for row in rows if not isinstance(row, str)] for part, rows in parts.items()}
+    inputs = [row["input"] for rows in good.values() for row in rows]
     assert len(set(inputs)) == len(inputs) and all(len(text.split()) <= 40 for text in inputs)
-    assert all(len(rows) > 500 for rows in parts.values())
-    assert parts["dev"] == penn(str(CRAFT), "dev", max_words=40)
+    articles = {p: {lines[int(row["id"].split(":")[1]) - 1].split("\t")[0] for row in good[p]} for p in good}
+    assert [len(found) for found in articles.values()] == [9, 8, 70]
+    assert len(set().union(*articles.values())) == 87
+    assert parts["dev"] == penn(str(path), "dev", max_words=40)
