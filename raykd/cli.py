@@ -94,6 +94,10 @@ def _run(options: argparse.Namespace) -> int:
 
 def _label(options: argparse.Namespace) -> int:
     run, labels = _execute(options, lambda pipeline, run: pipeline.labels(run))
+    from raykd import stages  # here, so that an installation that only checks recipes has said so
+
+    for line in stages.preview(run, labels):
+        run.screen.say(line)
     run.screen.say(f"store: {labels.store}")
     return _left_out(run)
 

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 
 REMEMBERED = 256  # rows of its own partition that a student is asked again
 PASS = "pass.json"  # of a labelling, beside its prompts
+PREVIEWED, SHOWN = 1000, 8  # inputs of a labelling that are judged, and answers that are shown, by `raykd label`
 TEACHER = Lineage("teacher")
 
 
@@ -473,14 +474,15 @@ class Labels:
             str(self.gold) if self.gold else None,
         )
 
-    def answers(self, source: int, lineage: Lineage) -> list[list[Example]]:
+    def answers(self, source: int, lineage: Lineage, most: int | None = None) -> list[list[Example]]:
         """Of each input of a source the model's answers as targets: pseudo-targets, with this lineage and their score.
 
-        Ids of several samples end in #0, #1, ...; an input the model refused is left out.
+        Ids of several samples end in #0, #1, ...; an input the model refused is left out. `most`: of the first inputs.
         """
         from raykd.store import Store
 
         asked = pq.read_table(self.prompts, columns=["id", "input", "key"], filters=[("source", "=", source)])
+        asked = asked.slice(0, most)
         texts = Store(self.store).texts(asked["key"].to_pylist(), self.n)
         labelled = []
         for name, text, key in zip(*(column.to_pylist() for column in asked.columns), strict=True):
@@ -841,6 +843,23 @@ def chosen(run: Run, given: Labels, model: str, lineages: Sequence[Lineage]) -> 
 def _best(form: tasks.Format, several: list[Example]) -> Example:
     """The vote of an input's samples; those that are not of the form have none, where others are."""
     return pseudo_targets.vote([e for e in several if form.invalid(e.input, e.target or "") is None] or several)
+
+
+def preview(run: Run, given: Labels) -> list[str]:
+    """A few answers of a labelling, a line each, and how many of the first thousand inputs' are not of the format."""
+    form, name = _format(run), run.recipe.answers.format
+    answers = [e for several in given.answers(0, TEACHER, PREVIEWED) for e in several]
+    reasons = [form.invalid(e.input, e.target or "") for e in answers]
+
+    def line(example: Example, reason: str | None) -> str:
+        shown = (" ".join((text or "").split()) for text in (example.input, example.target))
+        return " => ".join(f"{text:.60}" for text in shown) + (f"   ({reason})" if reason else "")
+
+    lines = [line(e, reason) for e, reason in list(zip(answers, reasons, strict=True))[:SHOWN]]
+    if name != "text":
+        wrong = sum(reason is not None for reason in reasons)
+        lines.append(f"{wrong} of the first {len(answers)} answers are not of the format {name}")
+    return lines
 
 
 def relabel(run: Run, name: str, model: str, inputs: Sequence[Path], own: Path) -> Labels:

@@ -35,7 +35,7 @@ class Endpoint(BaseHTTPRequestHandler):
         text = body["messages"][-1]["content"]
         self.asked.append({"text": text, "key": self.headers["Authorization"], **body})
         intent = next(name for name, words in WORDS.items() if words.split()[0] in text)
-        said = f"The intent is {intent}." if text.endswith("soon") and body["temperature"] == 0 else intent
+        said = f"The intent is {intent}." if "in Rome" in text and body["temperature"] == 0 else intent
         usage = {"prompt_tokens": 100, "completion_tokens": 2, "total_tokens": 102}
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
         answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
@@ -95,6 +95,9 @@ def test_the_page_as_written(tmp_path, endpoint):
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert KEY not in done.stdout + done.stderr
+        if " label " in command:
+            assert " => PlayMusic" in done.stdout
+            assert re.search(r"[1-9]\d* of the first \d+ answers are not of the format labels", done.stdout)
 
     asked = Endpoint.asked
     assert {one["key"] for one in asked} == {f"Bearer {KEY}"}
@@ -105,8 +108,8 @@ def test_the_page_as_written(tmp_path, endpoint):
 
     run = tmp_path / "runs/own"
     report = json.loads((run / "report.json").read_text())
-    assert report["totals"]["endpoint_rows"] == len(asked) - 50
-    assert report["totals"]["endpoint_cost"] == pytest.approx((100 * 0.15 + 2 * 0.60) * (len(asked) - 50) / 1e6)
+    assert report["totals"]["endpoint_rows"] == len(asked) - 80  # the look asked for fifty and the test rows
+    assert report["totals"]["endpoint_cost"] == pytest.approx((100 * 0.15 + 2 * 0.60) * (len(asked) - 80) / 1e6)
     chosen = next(s["stats"] for s in report["stages"] if s["stage"] == "teacher/chosen")
     assert chosen["retried"] > 0 and chosen["invalid"] == chosen["dropped"] == 0
     assert report["arms"]["mckd"]["exact_match"] > 50
