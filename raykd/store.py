@@ -315,7 +315,8 @@ class Store:
     def _columns(self, name: str) -> pa.Table:
         """Key and sample of a shard, without reading the rest of it; pages are checked by their checksums."""
         with _damage(self._shown(name)), self.fs.open(self._at(name), "rb") as file:
-            return pq.ParquetFile(file, page_checksum_verification=True).read(["key", "sample"])
+            found = pq.ParquetFile(file, page_checksum_verification=True)
+            return found.read(["key", "sample"], use_threads=False)  # a file of Python's, see _native
 
     def _metadata(self, name: str) -> pq.FileMetaData:
         with _damage(self._shown(name)), self.fs.open(self._at(name), "rb") as file:
@@ -327,7 +328,7 @@ class Store:
             data = self.fs.cat_file(self._at(name))
             if hashlib.sha256(data).hexdigest()[:16] != name[17:33]:
                 raise ValueError(f"its {len(data)} bytes are not those that were written")
-            return pq.ParquetFile(pa.BufferReader(data)).read(columns)
+            return pq.ParquetFile(pa.BufferReader(_native(data))).read(columns)
 
     def _json(self, name: str) -> dict[str, Any] | None:
         try:
@@ -385,6 +386,17 @@ def _names(rows: pa.Table) -> np.ndarray:
     names["key"] = np.frombuffer(keys.buffers()[1] or b"", "S16", offset=0)[start // 16 : start // 16 + len(keys)]
     names["sample"] = rows["sample"].to_numpy()
     return names
+
+
+def _native(data: bytes) -> pa.Buffer:
+    """The same bytes in Arrow's own memory.
+
+    Arrow's threads let go of what they read some time after they have read it. If Python has ended by then, letting go
+    of bytes of its own aborts the process.
+    """
+    buffer = pa.allocate_buffer(len(data))
+    np.frombuffer(buffer, np.uint8)[:] = np.frombuffer(data, np.uint8)
+    return buffer
 
 
 def _means(values: np.ndarray, offsets: np.ndarray) -> list[float | None]:
