@@ -91,7 +91,7 @@ def job(folder: Path, tokenizer, model, source, **changes) -> Job:
         model=FromConfig(kind="config", model_type="llama", settings=LLAMA),
         tokenizer=str(tokenizer),
         training=Training(**settings),
-        source=source,
+        source=(source,),
         dev=None,
         student=encoded.Reading(str(tokenizer), "{input} =>"),
         teacher=encoded.Reading(str(model), "{input} =>"),
@@ -246,7 +246,7 @@ def test_gold_is_a_further_target_of_the_same_input(tmp_path, shared_tokenizer, 
     source = replace(stored(tmp_path, answered, "text"), gold=str(gold))
     reading = encoded.Reading(str(shared_tokenizer), "{input} =>")
     limits = encoded.Limits("train", 99, 99, "refuse", "keep", 0)
-    encoded.write(tmp_path / "s.arrow", source, reading, None, limits)
+    encoded.write(tmp_path / "s.arrow", (source,), reading, None, limits)
     found = encoded.Set(encoded.Reader(tmp_path / "s.arrow").more())
     tokenizer = training.models.load_tokenizer(str(shared_tokenizer))
     assert len(found) == 60 and np.diff(found.first).tolist() == [3] * 60 and found.gold.sum() == 60
