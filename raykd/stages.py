@@ -916,7 +916,7 @@ def remembered(
     """How well each student says again what it was taught, and how well it agrees with labels that it never saw.
 
     MCKD pays where students learn their noisy labels by heart and do not carry the noise to inputs they never saw (Zhao
-    et al. 2024, section 5): the report warns where both are alike.
+    et al. 2024, section 5): the report shows both.
     """
     metric = (run.recipe.metrics or ["exact_match"])[0]
     labels = [{e.input: e.target or "" for e in part} for part in old]

@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import gzip
 import json
-import random
 import re
 import zlib
 from collections.abc import Callable, Iterator
 from difflib import SequenceMatcher
-from itertools import accumulate, groupby
+from itertools import groupby
 from pathlib import Path
 
-from raykd.errors import DataError, RecipeError
-from raykd.tasks import Format
+from raykd.errors import DataError
+from raykd.tasks import SHARES, Format, check_part, known, part_of
 
 LABEL = re.compile(r"[^\s\[\]]+")
 TAG = re.compile(rf"O|[BI]-{LABEL.pattern}")
@@ -31,8 +30,6 @@ INTENT = re.compile(rf"\[IN:({LABEL.pattern})")
 SLOT = re.compile(rf"\[SL:({LABEL.pattern})")
 OPENING = re.compile(r"\[(IN|SL):")
 LIKE_A_BRACKET = re.compile(r"\\*(\]$|\[(IN|SL):)")
-
-SHARES = {"test": 0.1, "dev": 0.1, "train": 0.8}
 
 # ------------------------------------------------------------------------------------------- words and tags to targets
 
@@ -265,11 +262,8 @@ def snips(
     sense, DataError for a file that cannot be read.
     """
     shares = SHARES if shares is None else shares
-    _known("snips", "form", form, FORMS)
-    _known("snips", "part", part, shares)
-    numbers = all(isinstance(share, (int, float)) and share >= 0 for share in shares.values())
-    if not numbers or not sum(shares.values()) <= 1 + 1e-9:  # 0.1, 0.1 and 0.8 are more than 1 by rounding
-        raise RecipeError(f"snips: shares {shares!r}, expected fractions that sum to 1 at most")
+    known("snips", "form", form, FORMS)
+    check_part("snips", part, shares)
     bad: list[dict | str] = []
     utterances: dict[str, dict[str, dict]] = {}  # equal but for case, then the rows by input
     for line in _lines(path):
@@ -277,14 +271,11 @@ def snips(
         if isinstance(row, str):
             bad.append(row)
             continue
-        known = utterances.setdefault(row["input"].lower(), {}).setdefault(row["input"], row)
-        if row["target"] not in (known["target"], *known.get("references", ())):
-            known.setdefault("references", []).append(row["target"])
-    order = sorted(utterances)
-    random.Random(seed).shuffle(order)
-    ends = [round(share * len(order)) for share in (0, *accumulate(shares.values()))]
-    start, end = ends[list(shares).index(part) :][:2]
-    return bad + [row for name in order[start:end] for row in utterances[name].values()]
+        first = utterances.setdefault(row["input"].lower(), {}).setdefault(row["input"], row)
+        if row["target"] not in (first["target"], *first.get("references", ())):
+            first.setdefault("references", []).append(row["target"])
+    names = part_of(utterances, part, shares, seed)
+    return bad + [row for name in names for row in utterances[name].values()]
 
 
 def bio(path: str, *, form: str = "interleaved") -> list[dict | str]:
@@ -297,7 +288,7 @@ def bio(path: str, *, form: str = "interleaved") -> list[dict | str]:
     An I- that continues no chunk becomes a B-. A sentence that cannot be read is a text with its first line. Raises
     RecipeError for an unknown form, DataError for a file that cannot be read.
     """
-    _known("bio", "form", form, FORMS)
+    known("bio", "form", form, FORMS)
     lines = list(_lines(path))
     first = lines[0][1].strip() if lines else b""
     if first.startswith(b"BOS ") and b"\t" in first:
@@ -385,11 +376,6 @@ def _columns(lines: list[str]) -> Sentence:
         if len(fields) < 2:
             raise ValueError(f"{fields[0]!r:.12} has no tag, word {place + 1}")
     return [fields[0] for fields in columns], [fields[-1] for fields in columns], None
-
-
-def _known(reader: str, what: str, name: str, names: dict) -> None:
-    if name not in names:
-        raise RecipeError(f"{reader}: {what} {name!r}, expected one of {', '.join(names)}")
 
 
 INTERLEAVED = Format(invalid_interleaved, repair_interleaved)

@@ -20,18 +20,17 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from difflib import SequenceMatcher
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 
-from raykd.errors import DataError, RecipeError
-from raykd.tasks import Format
+from raykd.errors import DataError
+from raykd.tasks import SHARES, Format, check_part, known, part_of
 
 Tree = tuple[str, list]  # label, children: trees or words
 Bracket = tuple[int, int, str]  # first word, the word after the last, label
 
 DEEPEST = 200  # brackets within brackets; what is deeper is no tree
 ROOTS = ("", "TOP", "ROOT", "S1")  # a bracket around the whole that says nothing
-SHARES = {"test": 0.1, "dev": 0.1, "train": 0.8}
 PIECES = re.compile(r"\([^\s()]*|\)|[^\s()]+")
 PENN = re.compile(r"\(\S+ [^\s()]+\)")  # a part of speech and its word, which no target form has
 
@@ -380,11 +379,8 @@ def penn(
     sense, DataError for a file that cannot be read.
     """
     shares = SHARES if shares is None else shares
-    for what, name, names in (("form", form, FORMS), ("part", part, shares)):
-        if name not in names:
-            raise RecipeError(f"penn: {what} {name!r}, expected one of {', '.join(names)}")
-    if not all(isinstance(s, (int, float)) and s >= 0 for s in shares.values()) or sum(shares.values()) > 1 + 1e-9:
-        raise RecipeError(f"penn: shares {shares!r}, expected fractions that sum to 1 at most")
+    known("penn", "form", form, FORMS)
+    check_part("penn", part, shares)
     bad: list[dict | str] = []
     groups: dict[str, list[dict]] = {}
     seen: set[str] = set()
@@ -408,11 +404,7 @@ def penn(
         seen.add(name)
         row = {"id": f"{Path(path).name.partition('.')[0]}:{number}", "input": name, "target": FORMS[form](tree)}
         rows.append({**row, "references": [one_line(tree)]})
-    order = sorted(groups)
-    random.Random(seed).shuffle(order)
-    ends = [round(share * len(order)) for share in (0, *accumulate(shares.values()))]
-    start, end = ends[list(shares).index(part) :][:2]
-    rows = [row for name in order[start:end] for row in groups[name]]
+    rows = [row for name in part_of(groups, part, shares, seed) for row in groups[name]]
     random.Random(seed).shuffle(rows)
     return bad + rows
 
