@@ -321,7 +321,15 @@ def test_closing_ends_what_is_under_way_and_twice_is_once(fake):
     assert len(server.asked) == 1
 
 
-def test_an_interrupted_wait_gives_up_what_was_asked(fake):
+@pytest.fixture
+def interruptible():
+    """SIGINT is KeyboardInterrupt, also where the tests run in the background of a shell, which ignores it there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupted_wait_gives_up_what_was_asked(fake, interruptible):
     server = fake(good(), seconds=0.2)
     with engine_of(server.url, concurrency=1) as engine:
         threading.Timer(0.3, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
