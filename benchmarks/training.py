@@ -10,6 +10,7 @@ run from the first batch that is asked for to the last step, waiting for data in
 or saved meanwhile. dev loss is cross entropy per target token on the same held-out rows, by one program for all arms.
 
     raykd            batches of BUDGETS padded tokens, by length
+    raykd, N rows    the same, with the budget that holds about N rows: steps of the size of another arm's
     trainer, best    Seq2SeqTrainer, grouped by length, as many rows per batch as raykd has on average
     trainer, default Seq2SeqTrainer, 8 rows per batch in random order
     mckd authors     the same, 2 rows per batch, 16 batches accumulated
@@ -55,7 +56,8 @@ MODELS = {
 }
 BUDGETS = {"words": 1280, "slots": 2048, "instructions": 4096}  # padded tokens of raykd's batches
 PACK = 1024  # tokens of a pack
-ENCODERS = ["raykd", "trainer, best", "trainer, default", "mckd authors"]
+ENCODERS = ["raykd", "trainer, best", "raykd, 8 rows", "trainer, default", "raykd, 32 rows", "mckd authors"]
+LIKE = {"trainer, default": "raykd, 8 rows", "mckd authors": "raykd, 32 rows"}  # steps of one size, so losses compare
 ARMS = {
     "words": ENCODERS,
     "slots": ENCODERS,
@@ -109,17 +111,21 @@ def measured(arm: str, folder: Path, settings: argparse.Namespace) -> dict:
 
 def table(found: dict[str, list[dict]]) -> None:
     """Medians; ratios are taken within a round."""
-    print("| arm | rows/step | rows/s | target tokens/s | padding | dev loss | raykd is faster by |")
-    print("|---|---|---|---|---|---|---|")
-    mine = [result["rows"] / result["seconds"] for result in found.get("raykd", [])]
+    print("| arm | rows/step | rows/s | target tokens/s | padding | dev loss | raykd is faster by | with such steps |")
+    print("|---|---|---|---|---|---|---|---|")
+    rates = {arm: [result["rows"] / result["seconds"] for result in results] for arm, results in found.items()}
+
+    def faster(mine: str | None, arm: str) -> str:
+        if mine is None or mine == arm or arm in LIKE.values():
+            return ""
+        ratios = [own / rate for own, rate in zip(rates.get(mine, []), rates[arm], strict=False)]
+        return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
+
     for arm, results in found.items():
-        rates = [result["rows"] / result["seconds"] for result in results]
         tokens = statistics.median(result["tokens"] / result["seconds"] for result in results)
-        ratios = [own / rate for own, rate in zip(mine, rates, strict=False)]
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
         loss, one = statistics.median(r["dev_loss"] for r in results), results[0]
-        cells = [arm, f"{one['rows'] / one['steps']:.0f}", f"{statistics.median(rates):,.0f}", f"{tokens:,.0f}"]
-        cells += [f"{100 * one['padding']:.0f} %", f"{loss:.3f}", "" if arm == "raykd" else spread]
+        cells = [arm, f"{one['rows'] / one['steps']:.0f}", f"{statistics.median(rates[arm]):,.0f}", f"{tokens:,.0f}"]
+        cells += [f"{100 * one['padding']:.0f} %", f"{loss:.3f}", faster("raykd", arm), faster(LIKE.get(arm), arm)]
         print("| " + " | ".join(cells) + " |")
 
 
@@ -200,7 +206,7 @@ def run(arm: str, folder: Path) -> None:
     torch.set_num_threads(THREADS)
     task = json.loads((folder / "task.json").read_text())
     at = Path(tempfile.mkdtemp(dir=folder))
-    way = raykd if arm == "raykd" else trl if arm.startswith("trl") else trainer
+    way = raykd if arm.startswith("raykd") else trl if arm.startswith("trl") else trainer
     way(arm, folder, at / "warm", task, WARM_STEPS)
     result = way(arm, folder, at, task, None)
     assert torch.get_num_threads() == THREADS
@@ -213,11 +219,14 @@ def raykd(arm: str, folder: Path, at: Path, task: dict, steps: int | None) -> di
     from raykd.recipe import Checkpoint, Training
 
     at.mkdir(exist_ok=True)
+    budget = BUDGETS[task["task"]]
+    if "," in arm:
+        budget = budget * int(arm.split()[1]) // batch_rows(folder)
     settings = Training(
         learning_rate=RATE,
         epochs=None if steps else 1,
         max_steps=steps,
-        batch_tokens=BUDGETS[task["task"]],
+        batch_tokens=budget,
         warmup_ratio=WARMUP,
         weight_decay=DECAY,
         evaluate_every=10**6,
