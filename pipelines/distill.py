@@ -103,3 +103,4 @@ def score(run: Run, rows: Sets, trained: dict[str, dict]) -> None:
             for arm, model in best.items()
         },
     )
+    stages.compare_trees(run, best)

@@ -21,7 +21,11 @@ from raykd.metrics import lower_is_better
 from raykd.run import BAD_ROWS, MANIFEST, manifests, read_manifest, write_json, write_text
 
 NEEDED = ("stage", "kind", "started", "seconds", "results", "stats")
-NEEDED_RESULTS = {"evaluate": ("arm", "metrics"), "quality": ("round", "labeller", "metrics")}
+NEEDED_RESULTS = {
+    "evaluate": ("arm", "metrics"),
+    "quality": ("round", "labeller", "metrics"),
+    "compare": ("label_recall", "agreement"),
+}
 ARMS = ("teacher", "gold_only", "distilled", "mckd")  # the order they are shown in; others follow
 SCORED = {"distill": "distilled", "mckd": "mckd"}  # method -> its own arm
 LAST = {"distill": "distilled", "mckd": "mckd/final"}  # method -> the stage that trains its student
@@ -81,6 +85,7 @@ def gather(folder: Path) -> dict[str, Any]:
         "costs": _costs(scored, stages),
         "pseudo_targets": [m["results"] for m in done if m["kind"] == "quality"],
         "memory": [{"stage": m["stage"], **m["results"]} for m in done if m["kind"] == "memory"],
+        "trees": next((m["results"] for m in done if m["kind"] == "compare"), None),
         "stages": stages,
         "totals": {
             "wall_seconds": end - begin,
@@ -180,6 +185,7 @@ def _sections(found: dict[str, Any]) -> list[Section]:
     licences = found["licences"]
     return [
         ("Arms", _said_of_arms(found), _arms(found["arms"])),
+        *_trees(found["trees"]),
         (
             "What the arms cost",
             "Seconds of stages, which may have run at the same time; the teacher's are shared by the arms it teaches.",
@@ -259,6 +265,34 @@ def _score(value: float | None, control: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.2f} ({100 * (value - control) / abs(control):+.1f} %)" if control else f"{value:.2f}"
+
+
+def _trees(found: dict[str, Any] | None) -> list[Section]:
+    if found is None:
+        return []
+    agreed = [["arm", "sentences", "agreement", "teacher's F1", "student's F1", "better", "worse"]]
+    for arm, one in found["agreement"].items():
+        for part in one["deciles"]:
+            means = [f"{100 * part[key]:.1f}" for key in ("agreement", "teacher_f1", "student_f1")]
+            agreed.append([arm, str(part["rows"]), *means, str(part["better"]), str(part["worse"])])
+    recall = found["label_recall"]
+    counts = {label: all_ for counted in recall.values() for label, (_, all_) in counted.items()}
+    table = [["label", "gold brackets", *recall]]
+    for label in sorted(counts, key=lambda label: -counts[label]):
+        table.append(
+            [label, str(counts[label]), *(f"{100 * one[label][0] / one[label][1]:.1f}" for one in recall.values())]
+        )
+    said = (
+        "By tenths of the test sentences, those where teacher and student agree least first; F1 of unlabelled brackets."
+    )
+    return [
+        ("Agreement with the teacher", said, agreed),
+        (
+            "Recall by gold label",
+            "Percent of the gold brackets of each label that an arm has, whatever it calls them.",
+            table,
+        ),
+    ]
 
 
 def _rounds(rounds: list[dict[str, Any]]) -> Table:

@@ -1031,6 +1031,28 @@ def evaluate(run: Run, arm: str, model: str, side: Teacher | Student, test: list
     return values
 
 
+def compare_trees(run: Run, arms: Iterable[str]) -> None:
+    """Scored arms' trees beside the teacher's, for the report: agreement, and recall by gold label.
+
+    Does nothing where the recipe's answers are no trees.
+    """
+    if run.recipe.answers.format not in tasks.TREES:
+        return
+    from raykd.metrics import trees
+
+    files = {arm: run.path / "evaluate" / arm / "answers.jsonl" for arm in ("teacher", *arms)}
+    rows = {arm: [json.loads(line) for line in file.read_text("utf-8").split("\n")[:-1]] for arm, file in files.items()}
+    answers = {arm: [row["answer"] for row in found] for arm, found in rows.items()}
+    right = [row["right"] for row in rows["teacher"]]
+
+    def work(_: Path) -> tuple[dict, dict]:
+        recall = {arm: trees.label_recall(found, right) for arm, found in answers.items()}
+        agreed = {arm: asdict(trees.agreement(answers["teacher"], answers[arm], right)) for arm in arms}
+        return {"label_recall": recall, "agreement": agreed}, {"rows": len(right)}
+
+    run.stage("evaluate/trees", "compare", {"answers": fingerprint([answers, right])}, work)
+
+
 def quality(run: Run, name: str, number: int, labeller: str, labelled: list[Example], gold: list[Example]) -> None:
     """Score pseudo-targets against gold, where gold was given; for the report only, nothing is chosen by it."""
     right = {e.input: e for e in gold if e.target is not None}

@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import write_rows
 from test_run import RECIPE
 
-from raykd import recipe, report
+from raykd import recipe, report, stages
 from raykd.errors import RunError
+from raykd.run import Run
 
 ROOT = Path(__file__).parents[1]
 TEST_ROWS = "test: {kind: jsonl, path: t.jsonl}, "
@@ -112,6 +114,37 @@ def test_what_students_remember_and_what_was_chosen(finished):
     assert "| stage | partition | bleu, taught | bleu, never seen |" in text
     assert "| mckd/round-1/memory | 0 | 91.00 | 60.25 |" in text and "| 1 |  | 3.00 |" in text
     assert "| teacher/chosen | 90 | 12 | 0 | 10 | 4 |" in text
+
+
+def test_trees_are_compared_with_the_teachers(finished):
+    tenth = {"rows": 12, "agreement": 0.25, "teacher_f1": 0.5, "student_f1": 0.6, "better": 7, "worse": 2}
+    agreed = {"mckd": {"mean": 0.25, "both_trees": 11, "teacher_f1": 0.5, "student_f1": 0.6, "deciles": [tenth]}}
+    recall = {"teacher": {"NP": [30, 40], "VP": [1, 8]}, "mckd": {"NP": [40, 40], "VP": [2, 8]}}
+    manifest(finished, "evaluate/trees", "compare", 18, {"agreement": agreed, "label_recall": recall})
+    assert report.write(finished)["trees"]["label_recall"]["mckd"]["VP"] == [2, 8]
+    text = (finished / "report.md").read_text()
+    assert "| mckd | 12 | 25.0 | 50.0 | 60.0 | 7 | 2 |" in text
+    assert "| NP | 40 | 75.0 | 100.0 |" in text and "| VP | 8 | 12.5 | 25.0 |" in text
+
+
+def test_what_is_compared_of_trees(tmp_path):
+    gold = "(TOP (S (NP (DT The) (NN dog)) (VP (VBZ barks) (ADVP (RB very) (RB loudly)))))"
+    flat, right = "( The dog barks very loudly )", "( ( The dog ) ( barks ( very loudly ) ) )"
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.format(output=tmp_path / "runs", bad=0))
+    made = Run(recipe.load(path, ["answers.format=trees"]))
+    for arm, answer in {"teacher": flat, "mckd": right}.items():
+        (made.path / "evaluate" / arm).mkdir(parents=True)
+        rows = [{"answer": answer, "right": [right, gold]}] * 2
+        write_rows(made.path / "evaluate" / arm / "answers.jsonl", rows)
+    stages.compare_trees(made, ["mckd"])
+    found = report.write(made.path)["trees"]
+    assert found["label_recall"] == {
+        "teacher": {"S": [2, 2], "NP": [0, 2], "VP": [0, 2], "ADVP": [0, 2]},
+        "mckd": {"S": [2, 2], "NP": [2, 2], "VP": [2, 2], "ADVP": [2, 2]},
+    }
+    agreed = found["agreement"]["mckd"]
+    assert agreed["mean"] == pytest.approx(0.4) and agreed["student_f1"] == 1 and len(agreed["deciles"]) == 2
 
 
 def test_the_best_is_bold_and_compared_with_the_control(finished):

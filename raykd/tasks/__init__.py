@@ -34,6 +34,7 @@ FORMATS = {
     "top": "raykd.tasks.slots:TOP",
     "intent": "raykd.tasks.slots:INTENT_NAME",
 }
+TREES = ("trees", "labelled_trees", "release_trees")
 TEXT = Format(lambda text, answer: None, lambda text, answer: answer)
 
 
