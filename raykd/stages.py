@@ -481,11 +481,17 @@ class Labels:
         """
         from raykd.store import Store
 
-        asked = pq.read_table(self.prompts, columns=["id", "input", "key"], filters=[("source", "=", source)])
-        asked = asked.slice(0, most)
-        texts = Store(self.store).texts(asked["key"].to_pylist(), self.n)
+        asked: list[tuple[str, str, bytes]] = []
+        with pq.ParquetFile(self.prompts) as file:
+            for batch in file.iter_batches(data.SAVED_ROWS, columns=["source", "id", "input", "key"]):
+                columns = (column.to_pylist() for column in batch.columns)
+                asked += ((id_, text, key) for of, id_, text, key in zip(*columns, strict=True) if of == source)
+                if most is not None and len(asked) >= most:
+                    break
+        asked = asked[:most]
+        texts = Store(self.store).texts([key for *_, key in asked], self.n)
         labelled = []
-        for name, text, key in zip(*(column.to_pylist() for column in asked.columns), strict=True):
+        for name, text, key in asked:
             found = texts.get(key, [])
             labelled.append(
                 [

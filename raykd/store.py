@@ -207,9 +207,11 @@ class Store:
 
         A key without a row is left out; without log-probabilities their mean is None.
         """
-        wanted = np.array(list(keys), "S16")
+        wanted = np.unique(np.array(list(keys), "S16"))
         found: dict[bytes, dict[int, tuple[str, float | None]]] = {}
         for name in self.shards():
+            if len(found) == len(wanted) and all(len(texts) == n for texts in found.values()):
+                break
             rows = self._read(name, ["key", "sample", "text", "logprobs"])
             names = _names(rows)
             rows = rows.filter(pa.array(np.isin(names["key"], wanted) & (names["sample"] < n)))
