@@ -50,10 +50,13 @@ def content_hash(folder: Path) -> str:
     return total.hexdigest()[:16]
 
 
-def build_tokenizer(spec: Tokenizer, texts: list[str], folder: Path) -> None:
-    """Save into `folder` the tokenizer that models with random weights use; texts are those it must know."""
+def build_tokenizer(spec: Tokenizer, texts: list[str], folder: Path, generates: bool = True) -> None:
+    """Save into `folder` the tokenizer that models with random weights use; texts are those it must know.
+
+    `generates`: as of `load_tokenizer`.
+    """
     if isinstance(spec, PretrainedTokenizer):
-        load_tokenizer(spec.path).save_pretrained(folder)
+        load_tokenizer(spec.path, generates).save_pretrained(folder)
         return
     from tokenizers import Tokenizer as Words
     from tokenizers import models, pre_tokenizers

@@ -224,8 +224,10 @@ def tokenizer(run: Run, rows: Sets) -> str:
     def work(folder: Path) -> tuple[dict, dict]:
         pairs = rows.gold + rows.control
         texts = [e.input for e in pairs + rows.unlabelled] + [e.target or "" for e in pairs]
-        models.build_tokenizer(spec, texts, folder)
-        return {"tokenizer": str(folder), "tokens": len(models.load_tokenizer(folder))}, {}
+        sides = (run.recipe.teacher, run.recipe.student)
+        generates = any(side.model.kind == "config" and side.task == "generation" for side in sides)
+        models.build_tokenizer(spec, texts, folder, generates)
+        return {"tokenizer": str(folder), "tokens": len(models.load_tokenizer(folder, generates))}, {}
 
     return run.stage("tokenizer", "tokenizer", spec.model_dump(mode="json"), work)["tokenizer"]
 

@@ -6,7 +6,7 @@ from transformers import AutoModelForMaskedLM
 
 from raykd.errors import ModelError
 from raykd.models import build_tokenizer, load, load_tokenizer, shared_columns
-from raykd.recipe import Checkpoint, Cut, FromConfig, WordsTokenizer
+from raykd.recipe import Checkpoint, Cut, FromConfig, PretrainedTokenizer, WordsTokenizer
 
 BERT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
 LLAMA = {**BERT, "num_key_value_heads": 2}
@@ -83,3 +83,14 @@ def test_a_trained_classifier_keeps_the_order_of_its_classes(shared_tokenizer, t
 def test_a_task_that_an_architecture_has_no_head_for(shared_tokenizer):
     with pytest.raises(ModelError, match="transformers has no gemma2 model for the task span"):
         load(from_config("gemma2"), load_tokenizer(shared_tokenizer), "span")
+
+
+def test_a_model_that_does_not_write_needs_no_end_of_sequence(tmp_path):
+    tokenizer = words(tmp_path / "words", "a b")
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path / "endless")
+    spec = PretrainedTokenizer(kind="pretrained", path=str(tmp_path / "endless"))
+    build_tokenizer(spec, [], tmp_path / "copy", generates=False)
+    assert load_tokenizer(tmp_path / "copy", generates=False).eos_token_id is None
+    with pytest.raises(ModelError, match=r"endless: the tokenizer has no end-of-sequence token"):
+        build_tokenizer(spec, [], tmp_path / "copy")
