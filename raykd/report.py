@@ -276,7 +276,7 @@ def _trees(found: dict[str, Any] | None) -> list[Section]:
             means = [f"{100 * part[key]:.1f}" for key in ("agreement", "teacher_f1", "student_f1")]
             agreed.append([arm, str(part["rows"]), *means, str(part["better"]), str(part["worse"])])
     recall = found["label_recall"]
-    counts = {label: all_ for counted in recall.values() for label, (_, all_) in counted.items()}
+    counts = {label: all_ for label, (_, all_) in recall["teacher"].items()}
     table = [["label", "gold brackets", *recall]]
     for label in sorted(counts, key=lambda label: -counts[label]):
         table.append(

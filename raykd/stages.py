@@ -486,8 +486,8 @@ class Labels:
         asked: list[tuple[str, str, bytes]] = []
         with pq.ParquetFile(self.prompts) as file:
             for batch in file.iter_batches(data.SAVED_ROWS, columns=["source", "id", "input", "key"]):
-                columns = (column.to_pylist() for column in batch.columns)
-                asked += ((id_, text, key) for of, id_, text, key in zip(*columns, strict=True) if of == source)
+                _, *columns = batch.filter(pa.array(batch["source"].to_numpy() == source)).columns
+                asked += zip(*(column.to_pylist() for column in columns), strict=True)
                 if most is not None and len(asked) >= most:
                     break
         asked = asked[:most]

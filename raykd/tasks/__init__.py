@@ -34,7 +34,7 @@ FORMATS = {
     "top": "raykd.tasks.slots:TOP",
     "intent": "raykd.tasks.slots:INTENT_NAME",
 }
-TREES = ("trees", "labelled_trees", "release_trees")
+TREES = [name for name, place in FORMATS.items() if place.startswith("raykd.tasks.trees:")]
 TEXT = Format(lambda text, answer: None, lambda text, answer: answer)
 
 
