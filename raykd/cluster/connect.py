@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import IO
 
 from raykd.errors import ClusterError
+from raykd.reaper import reaper
 from raykd.recipe import Cluster
-from raykd.sweep import sweeper
 
-MARK = "RAYKD_RUN"  # in the environment of every process of a local Ray, so that the sweeper can tell them
+MARK = "RAYKD_RUN"  # in the environment of every process of a local Ray, so that the reaper can tell them
 OBJECT_STORE = 300 * 1024**2  # bytes, of a local Ray
 
 
@@ -23,7 +23,7 @@ def ray_cluster(settings: Cluster, logs: Path, verbose: bool, lock: IO | None = 
     """Ray, connected; yields one line that says to what. Usage statistics are off.
 
     A Ray started here listens on loopback only, keeps its chatter in `logs`, and is gone when the block ends. A
-    sweeper process sees to that also where this process is killed; it shares `lock`, so that the lock is free only
+    reaper process sees to that also where this process is killed; it shares `lock`, so that the lock is free only
     when nothing of the run is left.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -62,7 +62,7 @@ def _local(settings: Cluster, logs: Path, verbose: bool, lock: IO | None) -> Ite
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nobody else can reach it
     os.environ.setdefault("RAY_num_workers_soft_limit", "2")  # idle ones kept; each takes a hundredth of a core
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 cost vLLM a fifth of its speed on two cores
-    ending = sweeper(f"{MARK}={folder.name}", folder, logs, (lock.fileno(),) if lock else ())
+    ending = reaper(f"{MARK}={folder.name}", folder, logs, (lock.fileno(),) if lock else ())
     import ray
 
     cpus = settings.local_cpus or max(8, os.cpu_count() or 1)
@@ -81,7 +81,7 @@ def _local(settings: Cluster, logs: Path, verbose: bool, lock: IO | None) -> Ite
     finally:
         ray.shutdown()
         assert ending.stdin is not None
-        ending.stdin.close()  # tells it to sweep
+        ending.stdin.close()  # tells it to reap
         ending.wait()
 
 

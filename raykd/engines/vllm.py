@@ -17,8 +17,8 @@ import numpy as np
 from raykd import models
 from raykd.engines import Answer, Opening, Refusal, too_long
 from raykd.errors import EngineDead, EngineError
+from raykd.reaper import reaper
 from raykd.recipe import TextPayload, TopKPayload
-from raykd.sweep import sweeper
 
 MARK = "RAYKD_ENGINE"  # in the environment of the engine's processes, so that none outlives the process that holds it
 STARTING = 1800.0  # seconds that an engine may take to start: a large model is read, graphs are captured
@@ -67,7 +67,7 @@ class VllmEngine:
         self.asked = 0  # and not answered yet
         self.annotator = self._annotator()
         self.mark = uuid.uuid4().hex
-        self.sweeper = sweeper(f"{MARK}={self.mark}")
+        self.reaper = reaper(f"{MARK}={self.mark}")
         os.environ[MARK] = self.mark
         self.requests: queue.SimpleQueue = queue.SimpleQueue()  # (token ids, parameters, call, place in it), or None
         self.failed: BaseException | None = None
@@ -143,9 +143,9 @@ class VllmEngine:
         engine, self.engine = getattr(self, "engine", None), None
         if engine is not None and self.alive():
             engine.engine_core.shutdown()
-        if self.sweeper.stdin is not None and not self.sweeper.stdin.closed:
-            self.sweeper.stdin.close()
-            self.sweeper.wait()
+        if self.reaper.stdin is not None and not self.reaper.stdin.closed:
+            self.reaper.stdin.close()
+            self.reaper.wait()
         self.requests.put(None)
 
     def alive(self) -> bool:

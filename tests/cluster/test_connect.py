@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from raykd import sweep
+from raykd import reaper
 from raykd.cluster.connect import MARK
 
 
@@ -44,7 +44,7 @@ def test_ray_listens_on_loopback_only(ray_session):
     assert found and {address for address, _ in found} <= set(loopback)
 
 
-def test_the_sweeper_ends_the_marked_and_no_other(tmp_path):
+def test_the_reaper_ends_the_marked_and_no_other(tmp_path):
     name = f"raykd-{os.getpid()}"
     child = "import subprocess as s, time; p = s.Popen(['sleep', '300']); print(p.pid, flush=True); time.sleep(99)"
     marked = subprocess.Popen(
@@ -58,7 +58,7 @@ def test_the_sweeper_ends_the_marked_and_no_other(tmp_path):
     assert marked.stdout is not None
     grandchild = int(marked.stdout.readline())
     (tmp_path / name).mkdir()
-    ending = sweep.sweeper(f"RAYKD_TEST_MARK={name}", tmp_path / name, tmp_path / "logs")
+    ending = reaper.reaper(f"RAYKD_TEST_MARK={name}", tmp_path / name, tmp_path / "logs")
     time.sleep(0.5)
     assert marked.poll() is None  # it waits for its driver to end
     ending.communicate()  # closes its standard input
@@ -74,5 +74,5 @@ def test_the_sweeper_ends_the_marked_and_no_other(tmp_path):
 def test_rays_agents_keep_the_mark(ray_session):
     """They write their titles over their environments otherwise, and would outlive a killed driver."""
     mark = f"{MARK}={os.environ[MARK]}".encode()
-    titles = [Path(f"/proc/{pid}/comm").read_text() for pid, _ in sweep.marked(mark)]
+    titles = [Path(f"/proc/{pid}/comm").read_text() for pid, _ in reaper.marked(mark)]
     assert sum(title.startswith(("ray::Dash", "ray::Runtim")) for title in titles) == 2, titles

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from conftest import ROOT, pairs, raykd, write_rows
 
-from raykd import sweep
+from raykd import reaper
 from raykd.store import Store
 
 ROWS, SHARD = 3000, 24
@@ -69,7 +69,7 @@ def texts(folder: Path) -> dict[tuple[bytes, int], str]:
 def processes(mark: str, title: str) -> list[int]:
     """Processes of the run whose command line begins so."""
     found = []
-    for pid, _ in sweep.marked(f"RAYKD_TEST={mark}".encode()):
+    for pid, _ in reaper.marked(f"RAYKD_TEST={mark}".encode()):
         try:
             if Path(f"/proc/{pid}/cmdline").read_text().startswith(title):
                 found.append(pid)
@@ -149,7 +149,7 @@ def test_sixteen_kills_of_driver_actor_and_engine(tiny_models, tmp_path, undistu
             killed.append(kind)
             process = None
             until = time.monotonic() + 30
-            while sweep.marked(f"RAYKD_TEST={mark}".encode()):
+            while reaper.marked(f"RAYKD_TEST={mark}".encode()):
                 assert time.monotonic() < until, "something of the run outlived its driver"
                 time.sleep(0.1)
             continue
@@ -211,7 +211,7 @@ def test_four_kills_of_a_whole_node(tiny_models, tmp_path, undisturbed):
         for at in range(4):
             assert landed_more(process, folder, len(shards(folder)), dice.randint(2, 8)), process.communicate()[0]
             kept |= shards(folder)
-            for pid, _ in sweep.marked(f"RAYKD_TEST={marks[at]}".encode()):
+            for pid, _ in reaper.marked(f"RAYKD_TEST={marks[at]}".encode()):
                 os.kill(pid, signal.SIGKILL)
             node(f"127.0.0.1:{port}", marks[at + 1], temporary)
         output = process.communicate(timeout=600)[0]
@@ -223,4 +223,4 @@ def test_four_kills_of_a_whole_node(tiny_models, tmp_path, undisturbed):
         if process is not None:
             process.kill()
         for mark in (head, *marks):
-            sweep.end(sweep.marked(f"RAYKD_TEST={mark}".encode()), signal.SIGKILL)
+            reaper.end(reaper.marked(f"RAYKD_TEST={mark}".encode()), signal.SIGKILL)

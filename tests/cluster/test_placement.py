@@ -12,7 +12,7 @@ import pytest
 from conftest import raykd
 from test_end_to_end import TRAINING, recipe
 
-from raykd import sweep
+from raykd import reaper
 from raykd.store import Store
 
 SCRIPTED = {"kind": "scripted", "function": "answers:placed"}
@@ -29,7 +29,7 @@ def eight_gpus():
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     yield {**os.environ, "RAY_ADDRESS": f"127.0.0.1:{port}"}
-    sweep.end(sweep.marked(mark.encode()), signal.SIGKILL)
+    reaper.end(reaper.marked(mark.encode()), signal.SIGKILL)
 
 
 @pytest.mark.slow

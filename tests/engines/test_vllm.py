@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import word
 
-from raykd import sweep
+from raykd import reaper
 from raykd.engines import Opening, Refusal, open_engine
 from raykd.engines.vllm import MARK
 from raykd.errors import EngineDead, EngineError
@@ -46,7 +46,7 @@ def reference(opening):
 
 
 def processes(engine) -> list[int]:
-    return sorted(pid for pid, _ in sweep.marked(f"{MARK}={engine.mark}".encode()))
+    return sorted(pid for pid, _ in reaper.marked(f"{MARK}={engine.mark}".encode()))
 
 
 def test_answers_are_those_of_transformers(engine, reference):

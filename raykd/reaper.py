@@ -1,9 +1,9 @@
-"""Sweepers: end every process that holds a mark in its environment, once the process that made the mark has ended.
+"""Reapers: end every process that holds a mark in its environment, once the process that made the mark has ended.
 
-A sweeper runs this file as a script. Its standard input is a pipe from its maker: it closes when the maker ends,
+A reaper runs this file as a script. Its standard input is a pipe from its maker: it closes when the maker ends,
 however it ends. Ray's and vLLM's own clean-up runs only where their parent still can; after SIGKILL daemons, workers
 and engines would stay. Uses the standard library only, because it must start at once. On a system without /proc there
-is nothing to sweep by, and the libraries' own clean-up is all there is.
+is nothing to reap by, and the libraries' own clean-up is all there is.
 """
 
 import os
@@ -20,8 +20,8 @@ KEEP_MARKS = ("SPT_NOENV", "1")
 Process = tuple[int, str]  # process id and start time, which together never come again
 
 
-def sweeper(mark: str, folder: Path | None = None, logs: Path | None = None, keep: tuple[int, ...] = ()):
-    """Start one for `NAME=value`, in a session of its own; closing its stdin tells it to sweep.
+def reaper(mark: str, folder: Path | None = None, logs: Path | None = None, keep: tuple[int, ...] = ()):
+    """Start one for `NAME=value`, in a session of its own; closing its stdin tells it to reap.
 
     It then copies the logs of Ray's sessions below `folder` to `logs` and removes `folder`. `keep`: file descriptors
     that it holds until then. Sets a variable so that children keep their marks.
