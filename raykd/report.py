@@ -18,7 +18,7 @@ from typing import Any
 from raykd import recipe as recipes
 from raykd.errors import RunError
 from raykd.metrics import lower_is_better
-from raykd.run import BAD_ROWS, MANIFEST, manifests, read_manifest, write_json, write_text
+from raykd.run import BAD_ROWS, MANIFEST, files, manifests, read_manifest, write_json, write_text
 
 NEEDED = ("stage", "kind", "started", "seconds", "results", "stats")
 NEEDED_RESULTS = {
@@ -121,7 +121,7 @@ def _costs(arms: Iterable[str], stages: list[dict[str, Any]]) -> dict[str, dict[
 
 def _manifests(folder: Path) -> list[dict]:
     """Every manifest, in the order in which the stages began; raises RunError for one that cannot be used."""
-    for path in folder.rglob(MANIFEST):
+    for path in files(folder, MANIFEST):
         found = read_manifest(path)
         lacking = [k for k in NEEDED if not isinstance(found, dict) or k not in found]
         if not lacking:
@@ -165,7 +165,7 @@ def _parsed(text: str, where: str) -> dict[str, Any]:
 def _curves(folder: Path) -> dict[str, list[dict]]:
     """The log of every training, by stage, also of one that still runs: its half-written line is left out."""
     logs = {}
-    for path in sorted(folder.rglob("log.jsonl")):
+    for path in files(folder, "log.jsonl"):
         kept = []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:

@@ -72,8 +72,19 @@ def write_json(path: Path, value: Any) -> None:
 class Run:
     """An open run folder, with the user's screen. Stages may run in several threads at once."""
 
-    def __init__(self, recipe: recipes.Recipe, screen: Screen | None = None):
+    def __init__(
+        self,
+        recipe: recipes.Recipe,
+        screen: Screen | None = None,
+        path: Path | None = None,
+        shared: Path | None = None,
+        fit: Callable[..., dict] | None = None,
+    ):
+        """`path`: the folder, where it is not `<output>/<name>`. `shared`: the folder of another run, whose stages
+        that were made from equal inputs are this run's too. `fit`: how to train, where it is not on Ray Train.
+        """
         self.recipe = recipes.resolve(recipe)
+        self.shared, self.fit = shared, fit
         self.screen = screen or Screen()
         self.lock = threading.Lock()
         self.resources = ExitStack()  # what stages opened for the whole run: the cluster
@@ -81,7 +92,7 @@ class Run:
         self.connected = False
         self.held: IO | None = None  # the lock on the folder
         self.passes = 1  # labelling passes that run at the same time
-        self.path = Path(self.recipe.output) / self.recipe.name
+        self.path = path or Path(self.recipe.output) / self.recipe.name
         self.stores = Path(self.recipe.output) / "stores"
         saved = self.path / "recipe.yaml"
         if saved.exists() and any(m["kind"] in COSTLY for m in manifests(self.path)):
@@ -121,6 +132,7 @@ class Run:
         folder = self.path / name
         mark = fingerprint(inputs)
         manifest = folder / MANIFEST
+        self._share(name, mark)
         if manifest.exists():
             old = read_manifest(manifest)
             if old["fingerprint"] != mark:
@@ -154,6 +166,16 @@ class Run:
             self._list_bad_rows()
         return results
 
+    def _share(self, name: str, mark: str) -> None:
+        """Link the folder of another run's stage where it was made from equal inputs and this run has none."""
+        if self.shared is None or (self.path / name).exists():
+            return
+        manifest = self.shared / name / MANIFEST
+        if manifest.exists() and read_manifest(manifest)["fingerprint"] == mark:
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.path / name).symlink_to((self.shared / name).absolute(), target_is_directory=True)
+            self.known.add(name)
+
     def tolerated(self) -> int:
         """How many more rows may be left out. Raises DataError where there are too many already."""
         left = self.recipe.data.max_bad_rows - len(self.bad_rows())
@@ -181,9 +203,14 @@ def read_manifest(path: Path) -> dict:
         raise RunError(f"{path}: damaged manifest: {error}") from None
 
 
+def files(path: Path, name: str) -> list[Path]:
+    """The files of that name in a run folder, also in stages that it shares with another run."""
+    return sorted(Path(at) / name for at, _, found in os.walk(path, followlinks=True) if name in found)
+
+
 def manifests(path: Path) -> list[dict]:
     """All manifests of a run folder, in the order in which their stages began."""
-    found = [read_manifest(p) for p in path.rglob(MANIFEST)]
+    found = [read_manifest(p) for p in files(path, MANIFEST)]
     return sorted(found, key=lambda m: m["started"])
 
 

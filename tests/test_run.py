@@ -110,3 +110,20 @@ def test_a_folder_that_cannot_be_written_is_one_line(made, tmp_path):
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(RunError, match="cannot be written"):
         made()
+
+
+def test_a_stage_made_from_equal_inputs_elsewhere_is_shared(made, tmp_path):
+    first = made()
+    first.stage("a/b", "train", {"x": 1}, lambda folder: ((folder / "w").write_text("w"), ({"value": 7}, {}))[1])
+    second = Run(first.recipe, path=tmp_path / "second", shared=first.path)
+    assert second.stage("a/b", "train", {"x": 1}, lambda folder: ({"value": 0}, {})) == {"value": 7}
+    assert (second.path / "a/b/w").read_text() == "w" and (second.path / "a/b").is_symlink()
+    assert [m["stage"] for m in manifests(second.path)] == ["a/b"]
+
+
+def test_a_stage_made_from_other_inputs_elsewhere_is_made_anew(made, tmp_path):
+    first = made()
+    first.stage("a", "train", {"x": 1}, lambda folder: ({"value": 7}, {}))
+    second = Run(first.recipe, path=tmp_path / "second", shared=first.path)
+    assert second.stage("a", "train", {"x": 2}, lambda folder: ({"value": 8}, {})) == {"value": 8}
+    assert first.stage("a", "train", {"x": 1}, lambda folder: ({}, {})) == {"value": 7}
