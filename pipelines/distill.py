@@ -12,27 +12,39 @@ from raykd.run import Run
 from raykd.stages import Example, Labels, Lesson, Sets
 
 
-def run(run: Run) -> str:
-    """Teacher, pseudo-targets, student; returns the student's folder."""
+def run(run: Run, alone: bool = False) -> str:
+    """Teacher, pseudo-targets, student; returns the student's folder. `alone`: without what it is compared with."""
     rows, method = stages.read_rows(run), run.recipe.method
-    lessons = gold_only(run, rows)
+    lessons = {} if alone else gold_only(run, rows)
     if isinstance(method, Distill) and method.overlap:
 
         def train(given: Labels) -> dict[str, dict]:
             return stages.train(run, rows, {"distilled": lesson(run, rows, given)})
 
         trained = stages.following(run, "distilled", partial(labels, run), train)
-        taught(run, rows, labels(run))
+        teacher(run, rows)
         trained |= stages.train(run, rows, lessons)
     else:
-        given = labels(run)
-        (chosen,) = taught(run, rows, given)
+        given, (chosen,) = teacher(run, rows)
         what = Lesson(chosen) if run.recipe.answers.chosen() else lesson(run, rows, given)
         trained = stages.train(run, rows, {"distilled": what, **lessons})
     score(run, rows, trained)
     student = trained["distilled"]["model"]
-    stages.publish(run, student)
+    if not alone:
+        stages.publish(run, student)
     return student
+
+
+def teacher(run: Run, rows: Sets) -> tuple[Labels, list[list[Example]]]:
+    """The teacher's answers, and what of them is learnt; it is scored."""
+    given = labels(run)
+    return given, taught(run, rows, given)
+
+
+def control(run: Run) -> None:
+    """The control arm alone, and its score."""
+    rows = stages.read_rows(run)
+    score(run, rows, stages.train(run, rows, gold_only(run, rows)))
 
 
 def lesson(run: Run, rows: Sets, given: Labels) -> Lesson:

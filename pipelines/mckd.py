@@ -20,12 +20,14 @@ from raykd.stages import Labels, Lesson, Sets
 Taught = list[Example] | tuple[Labels, ...]  # what a partition's student learns: texts, or what a store keeps
 
 
-def run(run: Run) -> str:
-    """Partitions, teacher, rounds of students that relabel each other's part, final student; returns its folder."""
+def run(run: Run, alone: bool = False) -> str:
+    """Partitions, teacher, rounds of students that relabel each other's part, final student; returns its folder.
+
+    `alone`: without what it is compared with.
+    """
     rows, method = stages.read_rows(run), settings(run)
-    given = labels(run)
+    given, labelled = teacher(run, rows)
     count = method.partitions
-    labelled = distill.taught(run, rows, given, [Lineage("teacher", partition=i) for i in range(count)])
     parts: list[Taught] = list(labelled)
     if method.exchange == "top_k":
         parts = [(replace(given, sources=(i,)),) for i in range(count)]
@@ -34,13 +36,16 @@ def run(run: Run) -> str:
     for number in range(1, method.stages):
         parts, students = round(run, rows, number, parts, students)
 
-    lessons = {"mckd/final": lesson(run, rows, together(parts)), **distill.gold_only(run, rows)}
-    if run.recipe.arms.distilled:
+    lessons = {"mckd/final": lesson(run, rows, together(parts))}
+    if not alone:
+        lessons |= distill.gold_only(run, rows)
+    if run.recipe.arms.distilled and not alone:
         whole = replace(given, sources=tuple(range(count)))
         lessons["distilled"] = Lesson((whole,) if method.exchange == "top_k" else sum(labelled, []))
     trained = stages.train(run, rows, lessons)
     distill.score(run, rows, trained)
-    stages.publish(run, trained["mckd/final"]["model"])
+    if not alone:
+        stages.publish(run, trained["mckd/final"]["model"])
     return trained["mckd/final"]["model"]
 
 
@@ -54,6 +59,13 @@ def labels(run: Run, begun: Callable[[Labels], None] = lambda given: None) -> La
     """The teacher's answers: sources 0 to P - 1 are the partitions, then come the test inputs."""
     rows = stages.read_rows(run)
     return distill.asked(run, rows, stages.partition(run, rows, settings(run)), begun)
+
+
+def teacher(run: Run, rows: Sets) -> tuple[Labels, list[list[Example]]]:
+    """The teacher's answers, and what of them is learnt, by partition; it is scored."""
+    given = labels(run)
+    lineages = [Lineage("teacher", partition=i) for i in range(settings(run).partitions)]
+    return given, distill.taught(run, rows, given, lineages)
 
 
 def lesson(run: Run, rows: Sets, taught: Taught, **changes) -> Lesson:

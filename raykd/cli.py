@@ -1,4 +1,4 @@
-"""The command line: `raykd run | label | check | report | store`.
+"""The command line: `raykd run | label | tune | check | report | store`.
 
 Exit codes: 0 done; 1 an error in the run; 2 a recipe or command line that cannot be run; 130 interrupted.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from raykd.errors import RaykdError, RecipeError
 
-PIPELINES = {"distill": "pipelines.distill", "mckd": "pipelines.mckd"}
+PIPELINES = {"distill": "pipelines.distill", "mckd": "pipelines.mckd", "tune": "pipelines.tune"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,8 +46,16 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         if command is not _check:
             sub.add_argument("--verbose", action="store_true", help="show what Ray and the engines say")
-    sub = commands.add_parser("report", help="write a run's report again", description="write a run's report again")
-    sub.add_argument("run", type=Path, help="a run folder")
+    text = "search a space for the best recipe, or go on with it; the teacher answers once"
+    sub = commands.add_parser("tune", help=text, description=text)
+    sub.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
+    sub.add_argument("space", help="a Python file, or the name of a shipped space")
+    sub.add_argument("overrides", nargs="*", metavar="section.field=value", help="values of the recipe to change")
+    sub.add_argument("--verbose", action="store_true", help="show what Ray and the engines say")
+    sub.set_defaults(command=_tune)
+    text = "write the report of a run or a sweep again"
+    sub = commands.add_parser("report", help=text, description=text)
+    sub.add_argument("run", type=Path, help="a run folder, or a sweep's")
     sub.set_defaults(command=_report)
     sub = commands.add_parser("store", help="look after a store", description="look after a store of answers")
     stores = sub.add_subparsers(required=True, metavar="COMMAND")
@@ -64,18 +72,17 @@ def _parser() -> argparse.ArgumentParser:
 def _recipe(options: argparse.Namespace):
     from raykd import recipe
 
-    path = options.recipe
-    if not os.path.exists(path) and "/" not in path:
-        path = _shipped(path) or path
-    return recipe.load(path, options.overrides)
+    return recipe.load(_file(options.recipe, "pipelines", "recipes", ".yaml"), options.overrides)
 
 
-def _shipped(name: str) -> Path | None:
-    """The file of a recipe that comes with raykd."""
-    found = importlib.util.find_spec("pipelines")
-    folders = (found.submodule_search_locations if found else None) or []
-    files = [Path(folder) / "recipes" / f"{name.removesuffix('.yaml')}.yaml" for folder in folders]
-    return next((file for file in files if file.exists()), None)
+def _file(name: str, package: str, folder: str, ending: str) -> Path:
+    """A file of the user's, or the one of that name that comes with raykd."""
+    if os.path.exists(name) or "/" in name:
+        return Path(name)
+    found = importlib.util.find_spec(package)
+    places = (found.submodule_search_locations if found else None) or []
+    files = [Path(place) / folder / f"{name.removesuffix(ending)}{ending}" for place in places]
+    return next((file for file in files if file.exists()), Path(name))
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -111,6 +118,19 @@ def _left_out(run: Any) -> int:
 
 def _execute(options: argparse.Namespace, work: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
     """A run of the recipe, and what `work(pipeline, run)` made of it."""
+    recipe = _runnable(options)
+    from raykd.run import Run
+    from raykd.screen import Screen
+
+    pipeline = importlib.import_module(PIPELINES[recipe.method.kind])
+    screen = Screen(options.verbose)
+    run = Run(recipe, screen)
+    with screen.quiet(run.path / "logs" / "driver.log"), run:
+        return run, work(pipeline, run)
+
+
+def _runnable(options: argparse.Namespace):
+    """The recipe. Raises RecipeError where it cannot run here."""
     recipe = _recipe(options)
     if (
         os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
@@ -124,19 +144,43 @@ def _execute(options: argparse.Namespace, work: Callable[[Any, Any], Any]) -> tu
         raise RecipeError(
             "this installation only checks recipes; to run them: pip install 'raykd[cpu]' or 'raykd[vllm]'"
         )
-    from raykd.run import Run
+    return recipe
+
+
+def _tune(options: argparse.Namespace) -> int:
+    recipe = _runnable(options)
+    from raykd import space
     from raykd.screen import Screen
 
-    pipeline = importlib.import_module(PIPELINES[recipe.method.kind])
-    screen = Screen(options.verbose)
-    run = Run(recipe, screen)
-    with screen.quiet(run.path / "logs" / "driver.log"), run:
-        return run, work(pipeline, run)
+    searched = space.load(_file(options.space, "tune_spaces", "", ".py"))
+    pipeline = importlib.import_module(PIPELINES["tune"])
+    found = pipeline.run(recipe, searched, Screen(options.verbose))
+    _report_on_sweep(found, Path(recipe.output) / found["name"])
+    failed = [trial for trial in found["trials"] if trial["state"] == "failed"]
+    for trial in failed:
+        print(f"raykd: trial {trial['id']}: {trial['error']}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _report(options: argparse.Namespace) -> int:
-    _report_on(options.run)
+    from raykd import sweep_report
+
+    if (options.run / sweep_report.SEARCHED).exists():
+        _report_on_sweep(sweep_report.write(options.run), options.run)
+    else:
+        _report_on(options.run)
     return 0
+
+
+def _report_on_sweep(found: dict[str, Any], folder: Path) -> None:
+    goals = [metric for metric, _ in found["goals"]]
+    for trial in found["trials"]:
+        numbers = "  ".join(f"{name} {trial['metrics'][name]:.4g}" for name in goals if name in trial["metrics"])
+        mark = "*" if trial["id"] in (found["front"] or [found["best"]]) else " "
+        print(f"{mark} {trial['id']}  {trial['state']:>10}  {numbers}")
+    if found["best"]:
+        print(f"the best recipe: {folder / 'best.yaml'}")
+    print(f"report: {folder / 'report.html'}")
 
 
 def _report_on(folder: Path) -> None:

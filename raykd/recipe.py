@@ -954,6 +954,17 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError("; ".join(f"{path}: {_one_line(e)}" for e in error.errors())) from None
 
 
+def changed(recipe: Recipe, changes: dict[str, Any], where: str) -> Recipe:
+    """The recipe with other values of `section.field`s, set in this order. Raises RecipeError, which names `where`."""
+    tree = recipe.model_dump(mode="json")
+    for name, value in changes.items():
+        _set(tree, name, value)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError("; ".join(f"{where}: {_one_line(e)}" for e in error.errors())) from None
+
+
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML: every default written out, and loading it gives the same recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -1009,15 +1020,21 @@ def _override(tree: dict, text: str) -> None:
     name, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"\w+(\.\w+)*", name):
         raise RecipeError(f"override {text!r}: expected section.field=value")
-    *sections, field = name.split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise RecipeError(f"override {text!r}: {section} is no section")
     try:
-        tree[field] = yaml.safe_load(value)
+        _set(tree, name, yaml.safe_load(value))
     except yaml.YAMLError:
         raise RecipeError(f"override {text!r}: the value is not YAML") from None
+
+
+def _set(tree: dict, name: str, value: Any) -> None:
+    *sections, field = name.split(".")
+    for section in sections:
+        if tree.get(section) is None:
+            tree[section] = {}
+        tree = tree[section]
+        if not isinstance(tree, dict):
+            raise RecipeError(f"{name}: {section} is no section")
+    tree[field] = value
 
 
 def _one_line(error: Any) -> str:

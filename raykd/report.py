@@ -43,6 +43,8 @@ pre{overflow-x:auto;background:#f5f5f5;padding:.7rem}@media(prefers-color-scheme
 td,th{border-color:#444}pre{background:#262626}}
 """
 
+PLAIN: Any = {"svg.hashsalt": "raykd", "svg.fonttype": "none", "font.size": 9, "text.parse_math": False}
+
 Table = list[list[str]]  # rows of cells, of which the first is the header; **...** is bold
 Section = tuple[str, str, Table]  # title, a sentence, a table
 
@@ -441,19 +443,25 @@ def _versions(found: dict[str, Any]) -> str:
 
 
 def _markdown(found: dict[str, Any], summary: str, sections: list[Section], recipe: str) -> str:
-    def safe(text: str) -> str:
-        return " ".join(html.escape(text, quote=False).replace("|", "\\|").split())
-
     parts = [f"# {safe(found['name'])}", safe(summary)]
     for title, text, table in sections:
         parts += [f"## {title}", *([safe(text)] if text else [])]
         if len(table) > 1:
-            lines = ["| " + " | ".join(map(safe, row)) + " |" for row in table]
-            parts.append("\n".join([lines[0], "|" + " --- |" * len(table[0]), *lines[1:]]))
+            parts.append(markdown_table(table))
     parts += ["Loss curves and the timeline are in report.html.", "## Again", f"    {found['again']}"]
     parts += [safe(_versions(found))] if _versions(found) else []
     parts.append(f"<details><summary>The recipe, resolved</summary>\n\n<pre>{html.escape(recipe)}</pre>\n\n</details>")
     return "\n\n".join(parts) + "\n"
+
+
+def safe(text: str) -> str:
+    """A text as a cell of a Markdown table, or a line, that says nothing else there."""
+    return " ".join(html.escape(text, quote=False).replace("|", "\\|").split())
+
+
+def markdown_table(table: Table) -> str:
+    lines = ["| " + " | ".join(map(safe, row)) + " |" for row in table]
+    return "\n".join([lines[0], "|" + " --- |" * len(table[0]), *lines[1:]])
 
 
 def _html(
@@ -466,15 +474,20 @@ def _html(
             parts += [f"<h2>{head}</h2>{picture}" for head, picture in plots]
         parts.append(f"<h2>{title}</h2><p>{html.escape(text)}</p>")
         if len(table) > 1:
-            parts.append(_html_table(table))
+            parts.append(html_table(table))
     parts.append(f"<h2>Again</h2><pre>{html.escape(found['again'])}</pre><p>{html.escape(_versions(found))}</p>")
     parts.append(f"<details><summary>The recipe, resolved</summary><pre>{html.escape(recipe)}</pre></details>")
+    return page(found["name"], parts)
+
+
+def page(name: str, parts: list[str]) -> str:
+    """A self-contained page of HTML."""
     head = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-    return f"{head}<title>{name}</title><style>{STYLE}</style>" + "\n".join(parts) + "</html>\n"
+    return f"{head}<title>{html.escape(name)}</title><style>{STYLE}</style>" + "\n".join(parts) + "</html>\n"
 
 
-def _html_table(table: Table) -> str:
-    """Columns of numbers are set to the right, columns of words to the left."""
+def html_table(table: Table) -> str:
+    """A table in HTML. Columns of numbers are set to the right, columns of words to the left."""
     right = [all(NUMBER.fullmatch(cell) for cell in column if cell) for column in zip(*table[1:], strict=True)]
 
     def cell(text: str, tag: str, number: bool) -> str:
@@ -497,8 +510,7 @@ def _plots(found: dict[str, Any], curves: dict[str, list[dict]]) -> list[tuple[s
         import matplotlib
     except ImportError:
         return [("Plots", "<p>matplotlib is not installed: no plots.</p>")]
-    plain: Any = {"svg.hashsalt": "raykd", "svg.fonttype": "none", "font.size": 9, "text.parse_math": False}
-    with matplotlib.rc_context(plain):
+    with matplotlib.rc_context(PLAIN):
         made = [("Loss curves", _losses(curves)), ("Timeline", _timeline(found["stages"]))]
     return [(title, picture) for title, picture in made if picture]
 
@@ -529,7 +541,7 @@ def _losses(curves: dict[str, list[dict]]) -> str:
     axes.set_ylabel("loss per token")
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _points(lines: list[dict], key: str) -> list[tuple[int, float]]:
@@ -574,10 +586,11 @@ def _timeline(stages: list[dict[str, Any]]) -> str:
     kinds = {s["kind"] if s["kind"] in COLOURS else "other" for s in stages}
     handles = [Patch(color=c, label=k) for k, c in {**COLOURS, "other": OTHER}.items() if k in kinds]
     axes.legend(handles=handles, ncols=len(handles), loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
-    return _svg(figure)
+    return svg(figure)
 
 
-def _svg(figure: Any) -> str:
+def svg(figure: Any) -> str:
+    """A picture of matplotlib as a piece of HTML, the same bytes for the same picture."""
     out = io.StringIO()
     figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
     return out.getvalue()[out.getvalue().index("<svg") :]

@@ -78,13 +78,13 @@ class Run:
         screen: Screen | None = None,
         path: Path | None = None,
         shared: Path | None = None,
-        fit: Callable[..., dict] | None = None,
     ):
         """`path`: the folder, where it is not `<output>/<name>`. `shared`: the folder of another run, whose stages
-        that were made from equal inputs are this run's too. `fit`: how to train, where it is not on Ray Train.
+        that were made from equal inputs are this run's too.
         """
         self.recipe = recipes.resolve(recipe)
-        self.shared, self.fit = shared, fit
+        self.shared = shared
+        self.fit: Callable[..., dict] | None = None  # how to train, where it is not one Ray Train run after the other
         self.screen = screen or Screen()
         self.lock = threading.Lock()
         self.resources = ExitStack()  # what stages opened for the whole run: the cluster

@@ -60,6 +60,7 @@ from raykd.run import MANIFEST, Run, fingerprint, write_json, write_text
 
 if TYPE_CHECKING:
     from raykd.encoded import Reading, Stored
+    from raykd.space import Space
     from raykd.store import Store
 
 REMEMBERED = 256  # rows of its own partition that a student is asked again
@@ -207,7 +208,9 @@ def _connect(run: Run) -> None:
             from raykd.cluster import connect, resources
 
             cluster = connect.ray_cluster(run.recipe.cluster, run.path / "logs", run.screen.verbose, run.held)
-            run.screen.say(run.resources.enter_context(cluster))
+            said = run.resources.enter_context(cluster)
+            if said:
+                run.screen.say(said)
             run.connected = True
             resources.check(run.recipe)
 
@@ -258,7 +261,7 @@ def train(
         _connect(run)
         from raykd.cluster.train import together
 
-        place = together(len(lessons), run.recipe.cluster)
+        place = together(1 if run.fit else len(lessons), run.recipe.cluster)
 
     with ThreadPoolExecutor(max(1, len(after))) as labellers, _passes(run, len(after)) as leave:
 
@@ -347,7 +350,7 @@ def _train(
             trackers=tuple(run.recipe.trackers),
         )
         with run.screen.bar(name, training.max_steps or _steps(training, given), "steps") as update:
-            result = fit(job, run.recipe.cluster, update)
+            result = (run.fit or fit)(job, run.recipe.cluster, update)
         stats = result.pop("stats")
         _write_card(run, name, model, training, side, Path(result["model"]), stats)
         result["bad_rows"] = [{"file": name, "line": None, "reason": reason} for reason in result["bad_rows"]]
@@ -1008,6 +1011,39 @@ def following(
         trained = train(replace(given, follow=True))
         labelling.result()
     return trained
+
+
+# ----------------------------------------------------------------------------------------------- sweeps
+
+
+def trials_at_once(run: Run, wanted: int | None) -> tuple[int, int]:
+    """How many trials run at the same time, as many as fit unless told, and the CPU threads of each one's workers."""
+    _connect(run)
+    from raykd.cluster import resources
+
+    return resources.trials(run.recipe.cluster, wanted)
+
+
+def here(run: Run, goal: str, send: Callable[[dict[str, float], Path | None], None], resume: Path | None) -> Any:
+    """How a trial trains: on one worker in its own process; `send` hears of every evaluation of the goal's training."""
+    from raykd.cluster import tune
+
+    return tune.trainer(goal, send, resume)
+
+
+def search(
+    run: Run,
+    trial: Callable[..., None],
+    goals: list[tuple[str, str]],
+    space: Space,
+    points: list[dict[str, Any]],
+    folder: Path,
+    concurrent: int,
+) -> None:
+    """Run the trials of a space: `points`, or what a search that learns finds. Ray Tune keeps its own in a folder."""
+    from raykd.cluster import tune
+
+    tune.search(trial, goals, space, points, folder, run.recipe, concurrent, run.screen)
 
 
 # ------------------------------------------------------------------------------------------- evaluation

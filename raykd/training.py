@@ -105,6 +105,8 @@ def train(
     run = _Run(job, student, parallel, provider, plan, device)
     if resume:
         run.cursor = Cursor(*run.counters.load(checkpoints.load(resume, parallel_root(parallel), run.optimizer)))
+        if _agree(not (Path(job.folder) / "model").exists()):  # a checkpoint outlived the folder, or is another's
+            run.counters.best, run.counters.best_step, run.counters.worse = -math.inf, 0, 0
     log: Any = nullcontext() if rank else _log(job, run.counters.step)
     with log, Loader(plan, cutter, run.cursor, provider.prepare) as loaded:
         while not run.stopped():
@@ -122,7 +124,8 @@ def train(
                     log.write(run.counters.step, judged)
                 if run.counters.best_step == run.counters.step:
                     checkpoints.export(Path(job.folder) / "model", student, tokenizer, rank)
-                _checkpoint(run, report, rank, {"step": run.counters.step, **judged})
+                about = {"step": run.counters.step, "progress": 100 * run.progress()}
+                _checkpoint(run, report, rank, {**about, **judged})
         if _agree(not (Path(job.folder) / "model").exists()):  # a checkpoint outlived the folder
             checkpoints.export(Path(job.folder) / "model", student, tokenizer, rank)
     return _result(job, run, encodings, plan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,12 +21,16 @@ OBJECT_STORE = 300 * 1024**2  # bytes, of a local Ray
 
 @contextmanager
 def ray_cluster(settings: Cluster, logs: Path, verbose: bool, lock: IO | None = None) -> Iterator[str]:
-    """Ray, connected; yields one line that says to what. Usage statistics are off.
+    """Ray, connected; yields one line that says to what, empty where it is already. Usage statistics are off.
 
     A Ray started here listens on loopback only, keeps its chatter in `logs`, and is gone when the block ends. A
     reaper process sees to that also where this process is killed; it shares `lock`, so that the lock is free only
     when nothing of the run is left.
     """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():  # a trial's process, or a second run of this one
+        _prepare(settings, verbose)
+        yield ""
+        return
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # report() waits for this poll
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(settings.wait_minutes * 60)

@@ -50,6 +50,27 @@ def at_once(resources: dict[str, float], count: int, settings: Cluster) -> int:
     return max(1, min(fits, default=1))
 
 
+def trials(settings: Cluster, wanted: int | None) -> tuple[int, int]:
+    """How many trials of a sweep run at the same time, and the CPU threads of each of their workers.
+
+    Room is left for one pass of each kind, which a trial waits for. Trials without a GPU, on one machine, are no more
+    than it has cores, however many CPUs Ray counts there.
+    """
+    import ray
+
+    student, (least, most) = settings.student, settings.student.bounds()
+    left = capacity(settings)
+    for actors in (settings.teacher, settings.labelling_students):
+        for name, amount in actors.resources.items():
+            left[name] = left.get(name, 0) - amount * max(1, actors.bounds()[0])
+    fits = [math.floor(left.get(name, 0) / (amount * least)) for name, amount in student.resources.items() if amount]
+    count = max(1, min(fits, default=1))
+    if not student.resources.get("GPU") and len(ray.nodes()) == 1:
+        count = min(count, len(os.sched_getaffinity(0)))
+    count = wanted or count
+    return count, threads(student.threads, count * most)
+
+
 def threads(given: int | None, at_the_same_time: int) -> int:
     """CPU threads for each of several processes: as the recipe says, else an equal share of this machine's cores."""
     return given or max(1, len(os.sched_getaffinity(0)) // at_the_same_time)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +57,7 @@ def together(count: int, cluster: Cluster) -> tuple[int, int]:
     return at_once, resources.threads(workers.threads, at_once * most)
 
 
-def fit(job: Job, cluster: Cluster, progress: Callable[[int, str], None]) -> dict:
+def fit(job: Job, cluster: Cluster, progress: Callable[[int, str], None], callbacks: Sequence[Any] = ()) -> dict:
     """Train a job; its result, as `training.train` returns it. May be called from several threads at once.
 
     `progress(step, note)` is called about once a second. A job whose folder holds a checkpoint goes on from
@@ -86,6 +86,7 @@ def fit(job: Job, cluster: Cluster, progress: Callable[[int, str], None]) -> dic
                 name=f"{Path(job.folder).name}-{_mark(job)}" if workers.storage else "checkpoints",
                 storage_path=place,
                 storage_filesystem=system,
+                callbacks=list(callbacks),
                 failure_config=ray_train.FailureConfig(max_failures=workers.max_failures),
                 checkpoint_config=ray_train.CheckpointConfig(num_to_keep=job.training.keep_checkpoints),
             ),

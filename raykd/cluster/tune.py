@@ -1,0 +1,284 @@
+"""Sweeps on Ray Tune: trials at the same time, early stopping that survives a kill, a search that learns."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining
+from ray.tune.search import BasicVariantGenerator
+from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search.sample import Integer
+
+from raykd.cluster import score
+from raykd.cluster import train as ray_train
+from raykd.errors import RunError
+from raykd.recipe import Cluster, Recipe
+from raykd.run import put, replaced
+from raykd.screen import Screen
+from raykd.space import Asha, Optuna, Pbt, Point, Space, is_domain, made, said
+
+if TYPE_CHECKING:
+    from raykd.training import Job
+
+MEMORY = "rungs.json"  # beside Ray Tune's own: what a scheduler must not forget
+LAST = "last"  # in a training's folder: its last checkpoint
+TIME = "progress"  # percent of the training that is searched
+END = 99.9  # of TIME: no rung lies there, because a trial that came so far is to be scored
+Report = Callable[[dict[str, float], Path | None], None]
+Trial = Callable[[str, Point, Report, Path | None], None]
+
+
+def search(
+    trial: Trial,
+    goals: list[tuple[str, str]],
+    space: Space,
+    points: list[Point],
+    folder: Path,
+    recipe: Recipe,
+    concurrent: int,
+    screen: Screen,
+) -> None:
+    """Run `trial(id, point, report, checkpoint)` of each point; go on where a search in this folder was stopped.
+
+    Raises RunError where trials were lost for good: a process that died more often than `cluster.student.max_failures`.
+    """
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that failed reports nothing
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    body = tune.with_resources(_Body(trial), tune.PlacementGroupFactory([_resources(recipe.cluster)]))
+    _Said.screen, _Said.goals, _Said.count = screen, goals, len(points) or getattr(space.search, "trials", 0)
+    screen.say(f"tune: {_Said.count} trials, {concurrent} at a time")
+    if tune.Tuner.can_restore(str(folder)):
+        tuner = tune.Tuner.restore(str(folder), body, resume_unfinished=True, resume_errored=True)
+    else:
+        tuner = tune.Tuner(
+            body,
+            param_space={"point": tune.grid_search(points)} if points else None,
+            tune_config=tune.TuneConfig(
+                metric=goals[0][0] if len(goals) == 1 else None,
+                mode=goals[0][1] if len(goals) == 1 else None,
+                search_alg=_searcher(space, goals, recipe.seed, concurrent),
+                num_samples=1 if points else getattr(space.search, "trials", 1),
+                scheduler=_scheduler(space, folder / MEMORY),
+                max_concurrent_trials=concurrent if not points else None,
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
+            ),
+            run_config=tune.RunConfig(
+                name=folder.name,
+                storage_path=str(folder.parent.absolute()),
+                verbose=0,
+                callbacks=[_Said()],
+                # population-based training goes on from checkpoints of other trials, also from older ones
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=None if isinstance(space.scheduler, Pbt) else 1),
+                failure_config=tune.FailureConfig(max_failures=recipe.cluster.student.max_failures),
+            ),
+        )
+    results = tuner.fit()
+    if results.num_errors:
+        first = str(results.errors[0]).strip().splitlines()[-1]
+        raise RunError(f"{folder}: {results.num_errors} trials were lost, the first by: {first}; run it again to retry")
+
+
+def _name(trial: Any) -> str:
+    return trial.trial_id
+
+
+def _resources(cluster: Cluster) -> dict[str, float]:
+    """What a trial itself takes: its only worker's, or next to nothing where Ray Train gets workers of their own."""
+    if cluster.student.bounds()[1] > 1:
+        return {"CPU": 0.01}
+    return dict(cluster.student.resources) or {"CPU": 0.01}
+
+
+class _Body:
+    """What Ray Tune calls in a trial's process."""
+
+    __name__ = "trial"
+
+    def __init__(self, trial: Trial):
+        self.trial = trial
+
+    def __call__(self, config: dict[str, Any]) -> None:
+        held = tune.get_checkpoint()
+        with held.as_directory() if held else nullcontext() as folder:
+            point = config.get("point", config)
+            self.trial(tune.get_context().get_trial_id(), point, _report, Path(folder) if folder else None)
+
+
+def _report(metrics: dict[str, float], folder: Path | None) -> None:
+    """Returns when Ray Tune has decided what becomes of the trial."""
+    tune.report(dict(metrics), checkpoint=tune.Checkpoint.from_directory(str(folder)) if folder else None)
+
+
+def trainer(goal: str, report: Report, resume: Path | None) -> Callable[..., dict]:
+    """How a trial trains, in place of `train.fit`: in its own process, or on Ray Train where it has several workers.
+
+    Of the training named `goal` every evaluation is reported, and it begins with the checkpoint `resume`; each
+    training keeps its last checkpoint in its folder, and goes on from there.
+    """
+
+    def fit(job: Job, cluster: Cluster, progress: Callable[[int, str], None]) -> dict:
+        if cluster.student.bounds()[1] > 1:
+            return ray_train.fit(job, cluster, progress, [TuneReportCallback()] if job.name == goal else [])
+        from raykd import training
+
+        last = Path(job.folder) / LAST
+
+        def keep(metrics: dict, folder: Path) -> None:
+            if job.name == goal:
+                report(metrics, folder)  # first: what is not reported is done again
+            with replaced(last) as part:
+                shutil.copytree(folder, part, dirs_exist_ok=True)
+            progress(metrics["step"], f"dev loss {metrics['dev_loss']:.3f}")
+
+        held = last if last.exists() else resume if job.name == goal else None
+        with score.scorers(job, cluster) as scorer:
+            result = training.train(job, keep, held, scorer)
+        shutil.rmtree(last, ignore_errors=True)
+        return result
+
+    return fit
+
+
+# --------------------------------------------------------------------------------------------- searchers
+
+
+def _searcher(space: Space, goals: list[tuple[str, str]], seed: int, concurrent: int) -> Any:
+    if not isinstance(space.search, Optuna):
+        return BasicVariantGenerator(max_concurrent=concurrent)
+    from optuna.samplers import TPESampler
+
+    metrics, modes = [metric for metric, _ in goals], [mode for _, mode in goals]
+    sampler = TPESampler(seed=seed, multivariate=True, group=True)  # group: fields of a choice that was not drawn
+    several = len(goals) > 1
+    return OptunaSearch(
+        _Suggested(space),
+        metric=metrics if several else metrics[0],
+        mode=modes if several else modes[0],
+        sampler=sampler,
+    )
+
+
+class _Suggested:
+    """A point of Optuna's choosing; the fields of a choice are asked for only where it is made."""
+
+    def __init__(self, space: Space):
+        self.space = space
+
+    def __call__(self, trial: Any) -> None:
+        made(self.space.fields, lambda name, domain: _suggest(trial, name, domain))
+
+
+def _suggest(trial: Any, name: str, domain: Any) -> Any:
+    if isinstance(domain, list):
+        return trial.suggest_categorical(name, domain)
+    assert is_domain(domain)
+    if hasattr(domain, "categories"):
+        return trial.suggest_categorical(name, domain.categories)
+    sampler = domain.get_sampler()
+    step = getattr(sampler, "q", None)
+    log = "Log" in type(getattr(sampler, "sampler", sampler)).__name__
+    if isinstance(domain, Integer):
+        return trial.suggest_int(name, domain.lower, domain.upper - 1, log=log, step=step or 1)
+    return trial.suggest_float(name, domain.lower, domain.upper, log=log, step=step)
+
+
+# -------------------------------------------------------------------------------------------- schedulers
+
+
+def _scheduler(space: Space, memory: Path) -> Any:
+    settings = space.scheduler
+    if isinstance(settings, Asha):
+        return _RememberingAsha(
+            memory,
+            time_attr=TIME,
+            max_t=END,
+            grace_period=settings.grace,
+            reduction_factor=settings.reduction,
+            brackets=settings.brackets,
+            stop_last_trials=False,
+        )
+    if isinstance(settings, Pbt):
+        changed = {name: value for name, value in space.fields.items() if is_domain(value)}
+        return PopulationBasedTraining(
+            time_attr=TIME,
+            perturbation_interval=settings.every,
+            quantile_fraction=settings.share,
+            hyperparam_mutations={"point": changed},
+        )
+    return FIFOScheduler()
+
+
+class _RememberingAsha(ASHAScheduler):
+    """ASHA whose rungs are on disk: Ray Tune restores a search with a scheduler that has forgotten them.
+
+    The file is {rungs: [bracket: [[milestone, {trial: value}]]], brackets: {trial: number}, stopped: [trial]}.
+    """
+
+    def __init__(self, memory: Path, **settings: Any):
+        super().__init__(**settings)
+        self.memory, self.brackets_of, self.stopped, self.read = memory, {}, [], False
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        if not self.read and self.memory.exists():
+            held = json.loads(self.memory.read_text(encoding="utf-8"))
+            self.brackets_of, self.stopped = held["brackets"], held["stopped"]
+            for bracket, rungs in zip(self._brackets, held["rungs"], strict=True):
+                bracket._rungs = [(milestone, recorded) for milestone, recorded in rungs]
+        self.read = True
+        super().on_trial_add(tune_controller, trial)
+        known = self.brackets_of.setdefault(trial.trial_id, self._brackets.index(self._trial_info[trial.trial_id]))
+        self._trial_info[trial.trial_id] = self._brackets[known]
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
+        if trial.trial_id in self.stopped:
+            return self.STOP
+        action = super().on_trial_result(tune_controller, trial, result)
+        if action == self.STOP:
+            self.stopped.append(trial.trial_id)
+        self._remember()
+        return action
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict) -> None:
+        super().on_trial_complete(tune_controller, trial, result)
+        self._remember()
+
+    def _remember(self) -> None:
+        rungs = [bracket._rungs for bracket in self._brackets]
+        held = {"rungs": rungs, "brackets": self.brackets_of, "stopped": self.stopped}
+        put(self.memory, json.dumps(held).encode())
+
+
+class _Said(tune.Callback):
+    """What the user sees of trials. Ray Tune pickles it, so what it says it to is the class's."""
+
+    screen: Screen
+    goals: list[tuple[str, str]]
+    count: int
+    over = 0
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        numbers = [f"{name} {result[name]:.4g}" for name, _ in self.goals if name in result]
+        numbers += [f"{name} {value:.4g}" for name, value in result.items() if name.startswith("test/")]
+        done = f"{result[TIME]:.0f} %" if TIME in result else "?"
+        self.screen.say(
+            f"trial {trial.trial_id}: {done}, {', '.join(numbers)} ({said(trial.config.get('point', trial.config))})"
+        )
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        type(self).over += 1
+        last = (trial.last_result or {}).get(TIME)
+        how = "failed" if last is None else "done" if last >= 100 else f"stopped at {last:.0f} %"
+        self.screen.say(f"trial {trial.trial_id}: {how}; {self.over} of {self.count} over")
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self.screen.say(f"trial {trial.trial_id}: its process was lost")

@@ -1,0 +1,24 @@
+"""Which loss, and how large a step? For `method: {kind: distill}`, and a teacher whose vocabulary the student shares.
+
+Losses cannot be compared by themselves: give student.training.dev_metrics, of which the first is the goal.
+"""
+
+from ray import tune
+
+SPACE = {
+    "student.training.learning_rate": tune.loguniform(1e-3, 1e-2),
+    "loss": {
+        "cross_entropy": {"student.training.losses": {"cross_entropy": {}}},
+        "forward_kl": {
+            "student.training.losses": {"forward_kl": {}},
+            "student.training.losses.forward_kl.temperature": tune.uniform(1.0, 2.0),
+        },
+        "jsd": {
+            "student.training.losses": {"jsd": {}},
+            "student.training.losses.jsd.options": {"beta": 0.5},
+            "student.training.losses.jsd.options.beta": tune.uniform(0.1, 0.9),
+        },
+    },
+}
+SEARCH = {"kind": "random", "trials": 12}
+SCHEDULER = {"kind": "asha", "grace": 25, "reduction": 2}
