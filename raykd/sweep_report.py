@@ -301,11 +301,11 @@ def _plots(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _coordinates(found: dict[str, Any]) -> str:
-    """A line per finished trial through its fields to its goals; the best are drawn in colour."""
+    """A line per trial through its fields to its goals; the best in red, those that were stopped dashed."""
     from matplotlib.figure import Figure
 
-    done = [t for t in found["trials"] if t["state"] == "done"]
     goals = [metric for metric, _ in found["goals"]]
+    done = [t for t in found["trials"] if goals[0] in t["metrics"]]
     fields = list(dict.fromkeys(name for t in done for name in t["point"]))
     if len(done) < 2:
         return ""
@@ -323,7 +323,8 @@ def _coordinates(found: dict[str, Any]) -> str:
     for t in sorted(done, key=lambda t: t["id"] in best):
         colour, width = ("#e45756", 2.0) if t["id"] in best else ("#4c78a8", 0.8)
         at = [(i, places[name][t["id"]]) for i, name in enumerate(axes_of) if t["id"] in places[name]]
-        axes.plot(*zip(*at, strict=True), color=colour, linewidth=width, alpha=0.8)
+        dash = "-" if t["state"] == "done" else ":"
+        axes.plot(*zip(*at, strict=True), color=colour, linewidth=width, linestyle=dash, alpha=0.8)
     axes.set_xticks(range(len(axes_of)), [name.removeprefix("student.training.") for name in axes_of], rotation=20)
     axes.set_yticks([])
     axes.set_ylim(-0.05, 1.05)
