@@ -189,6 +189,8 @@ def _report_on(folder: Path) -> None:
     found = report.write(folder)
     for arm, values in found["arms"].items():
         print(f"{arm:>12}  " + "  ".join(f"{name} {value:.2f}" for name, value in values.items()))
+    for warning in found["warnings"]:
+        print(f"warning: {warning}")
     print(f"report: {folder / 'report.html'}")
 
 

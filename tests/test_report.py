@@ -116,6 +116,29 @@ def test_what_students_remember_and_what_was_chosen(finished):
     assert "| teacher/chosen | 90 | 12 | 0 | 10 | 4 |" in text
 
 
+@pytest.mark.parametrize(("metric", "seen", "unseen", "warned"), [
+    ("bleu", 90.0, 87.0, True), ("bleu", 99.0, 87.0, False), ("e_rate", 5.0, 8.0, True), ("e_rate", 1.0, 13.0, False),
+])  # fmt: skip
+def test_students_that_learn_little_by_heart_are_warned_of(finished, metric, seen, unseen, warned):
+    students = [{"partition": 0, "seen": seen, "unseen": unseen}, {"partition": 1, "seen": seen, "unseen": unseen}]
+    manifest(finished, "mckd/round-1/memory", "memory", 15, {"metric": metric, "students": students})
+    found = report.write(finished)
+    assert any("learnt little of their labels by heart" in text for text in found["warnings"]) == warned
+    assert ("**Warning.** The students of" in (finished / "report.md").read_text()) == warned
+    assert ("<b>Warning.</b> The students of" in (finished / "report.html").read_text()) == warned
+
+
+@pytest.mark.parametrize(("value", "warned"), [(12.5, True), (7.0, False)])
+def test_labels_worse_than_the_teachers_are_warned_of(finished, value, warned):
+    quality = {"round": 1, "labeller": "students", "rows": 5, "metrics": {"e_rate": value}}
+    manifest(finished, "mckd/round-1/quality", "quality", 15, quality)
+    warnings = report.write(finished)["warnings"]
+    said = [
+        "The labels of round 1 are worse than the teacher's (e_rate 12.5 against 9.0): where this was so MCKD lost to"
+    ]
+    assert [text[: len(said[0])] for text in warnings] == (said if warned else [])
+
+
 def test_trees_are_compared_with_the_teachers(finished):
     tenth = {"rows": 12, "agreement": 0.25, "teacher_f1": 0.5, "student_f1": 0.6, "better": 7, "worse": 2}
     agreed = {"mckd": {"mean": 0.25, "both_trees": 11, "teacher_f1": 0.5, "student_f1": 0.6, "deciles": [tenth]}}
