@@ -1,12 +1,11 @@
 """Where MCKD pays: its final student against plain distillation from the same labels, one recipe per condition.
 
-    python benchmarks/mckd_map.py FOLDER [--conditions NAME,NAME] [--seeds 1,2,3]
+    python benchmarks/mckd_map.py FOLDER [--conditions NAME,NAME] [--option NAME] [--seeds 1,2,3]
 
-FOLDER is where `raykd run` finds what the recipes in mckd_map/ name: snips.jsonl.gz, polarity.inputs.jsonl and
-polarity.test.jsonl and polarity.shots.jsonl (text, label), smollm2 and minilm (Hugging Face folders). Runs are kept
-in FOLDER/runs, so that what is done is not done again. A seed splits the inputs, draws the samples and makes the
-students; a condition's seeds share the labels of a greedy teacher. Figures are means over the seeds, with the standard
-error of the mean.
+FOLDER is where `raykd run` finds what the recipes in mckd_map/ name: snips.jsonl.gz, craft.mrg.gz, smollm2 and minilm
+(Hugging Face folders). Runs are kept in FOLDER/runs, so that what is done is not done again. A seed splits the inputs,
+draws the samples and makes the students; a condition's seeds share the labels of a greedy teacher. Figures are means
+over the seeds, with the standard error of the mean. An option is one of MCKD's beyond the paper.
 """
 
 from __future__ import annotations
@@ -23,30 +22,46 @@ from raykd.metrics import lower_is_better
 RECIPES = Path(__file__).parent / "mckd_map"
 # labels are scored on the inputs that students learn, arms on the test rows; remembered: how much better a student says
 # again what it was taught than it agrees with the labels that it never saw; gained: by mckd over distilled
-FIGURES = ("teacher's labels", "students' labels", "remembered", "teacher", "distilled", "mckd", "gained")
+LABELS = ("teacher's labels", "students' labels", "remembered")
+ARMS = ("teacher", "gold_only", "distilled", "mckd")
+OPTIONS = {
+    "confidence": ["method.weigh=confidence"],
+    "agreement": ["method.weigh=agreement", "method.back_check={metric: chrf}"],
+    "checked": ["method.back_check={metric: chrf, at_least: 70}"],
+    "dropped": ["answers.invalid=drop"],
+    "top_k": [
+        "method.exchange=top_k",
+        "student.training.losses={forward_kl: {weight: 0.5}, cross_entropy: {weight: 0.5}}",
+    ],
+}
 
 
 def main() -> None:
     given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     given.add_argument("folder", type=Path)
     given.add_argument("--conditions", default=",".join(sorted(path.stem for path in RECIPES.glob("*.yaml"))))
+    given.add_argument("--option", choices=OPTIONS)
     given.add_argument("--seeds", default="1,2,3")
     settings = given.parse_args()
     seeds = [int(seed) for seed in settings.seeds.split(",")]
-    names = settings.conditions.split(",")
-    found = {name: [measured(settings.folder, name, seed) for seed in seeds] for name in names}
-    head = ["condition", "metric", *FIGURES]
+    found = {
+        name: [measured(settings.folder, name, settings.option, seed) for seed in seeds]
+        for name in settings.conditions.split(",")
+    }
+    arms = [arm for arm in ARMS if any(arm in one for results in found.values() for one in results)]
+    head = ["condition", "metric", *LABELS, *arms, "gained"]
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for condition, results in found.items():
-        cells = [said([one[figure] for one in results]) for figure in FIGURES]
-        print("| " + " | ".join([condition, results[0]["metric"], *cells]) + " |")
+        cells = [said([one[name] for one in results if name in one]) for name in head[2:]]
+        shown = f"{condition}, {settings.option}" if settings.option else condition
+        print("| " + " | ".join([shown, results[0]["metric"], *cells]) + " |")
 
 
-def measured(folder: Path, condition: str, seed: int) -> dict:
+def measured(folder: Path, condition: str, option: str | None, seed: int) -> dict:
     """What the report of a run says, of the recipe's first metric."""
-    name = f"{condition}-{seed}"
+    name = "-".join([condition, *([option] if option else []), str(seed)])
     report = folder / "runs" / name / "report.json"
-    overrides = [f"name={name}", f"seed={seed}", "output=runs"]
+    overrides = [f"name={name}", f"seed={seed}", "output=runs", *OPTIONS.get(option or "", [])]
     command = [sys.executable, "-m", "raykd", "run", str(RECIPES.absolute() / f"{condition}.yaml"), *overrides]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
@@ -60,12 +75,16 @@ def measured(folder: Path, condition: str, seed: int) -> dict:
     result = {"teacher's labels": labels[0], "students' labels": labels[-1], "remembered": sign * memory, **arms}
     result |= {"gained": sign * (arms["mckd"] - arms["distilled"]), "metric": metric}
     seconds = round(told["totals"]["wall_seconds"])
-    print(json.dumps({"run": name, "seconds": seconds, **result}), file=sys.stderr, flush=True)
+    by_round = [one["metrics"] for one in told["pseudo_targets"]]
+    shown = {"run": name, "seconds": seconds, **result, "arms": told["arms"], "by round": by_round}
+    print(json.dumps({**shown, "costs": told["costs"]}), file=sys.stderr, flush=True)
     return result
 
 
 def said(values: list[float]) -> str:
-    """The mean, and the standard error of it where there are several."""
+    """The mean, and the standard error of it where there are several; empty where there is none."""
+    if not values:
+        return ""
     mean = statistics.mean(values)
     return f"{mean:.1f}" + (f" ± {statistics.stdev(values) / len(values) ** 0.5:.1f}" if len(values) > 1 else "")
 
