@@ -5,6 +5,7 @@
         teacher/                  a run folder with what all trials share: rows, tokenizer, teacher, its answers
         control/                  a run folder: the student without a teacher
         trials/<id>/              a run folder per trial, and its trial.json, written last
+        rungs.json                what the scheduler knows, where it stops trials
         tune/                     what Ray Tune keeps, and TensorBoard's event files with hyperparameters
         results.json, results.csv, best.yaml, report.md, report.html
 

@@ -92,7 +92,7 @@ def _trial(folder: Path, name: str) -> dict[str, Any]:
         "seconds": last.get("time_total_s", 0.0),
         "metrics": {k: v for k, v in last.items() if k.startswith(("dev_", "test/"))},
         "curve": [{k: v for k, v in line.items() if k == "progress" or isinstance(v, float)} for line in heard],
-        "state": "stopped" if name in _stopped(folder / "tune") else "unfinished",
+        "state": "stopped" if name in _stopped(folder) else "unfinished",
         "error": None,
     }
     file = folder / "trials" / name / TRIAL

@@ -29,7 +29,8 @@ from raykd.space import Asha, Optuna, Pbt, Point, Space, is_domain, made, said
 if TYPE_CHECKING:
     from raykd.training import Job
 
-MEMORY = "rungs.json"  # beside Ray Tune's own: what a scheduler must not forget
+# what a scheduler must not forget; not in Ray Tune's folder, where it puts back older copies of what it finds
+MEMORY = "rungs.json"
 LAST = "last"  # in a training's folder: its last checkpoint
 TIME = "progress"  # percent of the training that is searched
 END = 99.9  # of TIME: no rung lies there, because a trial that came so far is to be scored
@@ -67,7 +68,7 @@ def search(
                 mode=goals[0][1] if len(goals) == 1 else None,
                 search_alg=_searcher(space, goals, recipe.seed, concurrent),
                 num_samples=1 if points else getattr(space.search, "trials", 1),
-                scheduler=_scheduler(space, folder / MEMORY),
+                scheduler=_scheduler(space, folder.parent / MEMORY),
                 max_concurrent_trials=concurrent if not points else None,
                 trial_name_creator=_name,
                 trial_dirname_creator=_name,

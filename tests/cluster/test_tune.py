@@ -46,7 +46,7 @@ def trials(sweep: Path) -> dict[str, dict]:
 
 
 def rungs(sweep: Path) -> dict:
-    return json.loads((sweep / "tune/rungs.json").read_text())
+    return json.loads((sweep / "rungs.json").read_text())
 
 
 def follows(held: dict, reduction: float) -> set[str]:
@@ -106,6 +106,14 @@ def test_the_teacher_is_paid_once_and_bad_trials_are_stopped(tmp_path, tiny_mode
     assert set(report["arms"]) == {"teacher", "gold_only", "distilled"}
 
 
+def running(sweep: Path) -> dict[str, list[float]]:
+    """What was heard of each trial that is neither over nor stopped: its progress."""
+    known = set(trials(sweep)) | set(rungs(sweep)["stopped"] if (sweep / "rungs.json").exists() else ())
+    heard = {path.parent.name: path.read_text() for path in sweep.glob("tune/*/result.json")}
+    told = {name: [json.loads(line)["progress"] for line in text.split("\n")[:-1]] for name, text in heard.items()}
+    return {name: progress for name, progress in told.items() if name not in known and progress}
+
+
 def start(files: tuple[Path, Path]) -> subprocess.Popen:
     command = [sys.executable, "-m", "raykd", "tune", *map(str, files)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -123,17 +131,13 @@ def test_a_killed_sweep_goes_on_and_remembers_its_rungs(tmp_path, tiny_models):
     killed = start(files)
     until = time.monotonic() + 400
     while time.monotonic() < until and killed.poll() is None:
-        heard = [path.read_text().count("\n") for path in sweep.glob("tune/*/result.json")]
-        if trials(sweep) and any(2 <= count < 8 for count in heard) and (sweep / "tune/rungs.json").exists():
+        if trials(sweep) and any(2 <= len(told) < 8 for told in running(sweep).values()):
             break
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    before, held, over = rungs(sweep), {}, trials(sweep)
-    for path in sweep.glob("tune/*/result.json"):
-        held[path.parent.name] = [json.loads(line)["progress"] for line in path.read_text().splitlines()]
-    running = {name: told for name, told in held.items() if name not in over and name not in before["stopped"] and told}
-    assert over and running, (over, held, before)
+    before, over, heard = rungs(sweep), trials(sweep), running(sweep)
+    assert over and heard, (over, before)
     marks = {name: (sweep / f"trials/{name}/trial.json").stat().st_mtime_ns for name in over}
 
     done = raykd("tune", *map(str, files), timeout=600)
@@ -146,7 +150,7 @@ def test_a_killed_sweep_goes_on_and_remembers_its_rungs(tmp_path, tiny_models):
     found = {t["id"]: t for t in json.loads((sweep / "results.json").read_text())["trials"]}
     assert len(found) == 6 and {t["state"] for t in found.values()} <= {"done", "stopped"}
     assert sorted(t["point"][RATE] for t in found.values()) == [0.00001, 0.00002, 0.01, 0.011, 0.012, 0.013]
-    for name, told in running.items():  # from its checkpoint, at most one evaluation behind what was heard
+    for name, told in heard.items():  # from its checkpoint, at most one evaluation behind what was heard
         lines = [json.loads(line)["progress"] for line in (sweep / f"tune/{name}/result.json").read_text().splitlines()]
         later = lines[len(told) :]
         assert not later or later[0] >= max(told) - 12.6, (told, later)
