@@ -1,11 +1,16 @@
 """The shipped cluster file is one that Ray's launcher takes, and asks for what raykd's stages ask for."""
 
+import json
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
-TEXT = (Path(__file__).parents[1] / "cluster.yaml").read_text()
+from raykd import recipe
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "cluster.yaml").read_text()
 
 
 @pytest.fixture
@@ -55,3 +60,23 @@ def test_nodes_run_the_pinned_ray(cluster):
     commands = [line for key in prepared if key.endswith("setup_commands") for line in prepared[key]]
     assert not [line for line in commands if "ray" in line]
     assert prepared["docker"]["image"]
+
+
+def test_the_kubernetes_job_is_the_same_cluster(cluster):
+    """That it is valid by KubeRay's own schema was tried by hand (docs/tested.md): the schema is not in a package."""
+    job = yaml.safe_load((ROOT / "kuberay.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    spec = job["spec"]["rayClusterSpec"]
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0" and spec["authOptions"] == {"mode": "token"}
+    for group in spec["workerGroupSpecs"]:
+        launched = cluster["available_node_types"][f"{group['groupName']}_gpu"]
+        assert (group["minReplicas"], group["maxReplicas"]) == (0, launched["max_workers"])
+        resources = json.loads(json.loads(group["rayStartParams"]["resources"].strip("'")))
+        assert resources == {name: 1 for name in launched["resources"] if name.startswith("raykd_")}
+        (container,) = group["template"]["spec"]["containers"]
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == "1" and container["volumeMounts"]
+    program, command, name, *overrides = shlex.split(job["spec"]["entrypoint"])
+    assert (program, command, name) == ("raykd", "run", "demo")
+    settings = recipe.load(ROOT / "pipelines/recipes/demo.yaml", overrides).cluster
+    assert settings.teacher.resources["raykd_teacher"] == settings.student.resources["raykd_student"] == 1
+    assert settings.capacity == {"CPU": 32, "GPU": 6, "raykd_teacher": 2, "raykd_student": 4}
