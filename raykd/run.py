@@ -90,6 +90,7 @@ class Run:
         self.resources = ExitStack()  # what stages opened for the whole run: the cluster
         self.known: set[str] = set()  # complete stages the user has heard of
         self.connected = False
+        self.tell: Callable[[str, str, bool], None] = lambda name, kind, going_on: None  # where others watch stages
         self.held: IO | None = None  # the lock on the folder
         self.passes = 1  # labelling passes that run at the same time
         self.path = path or Path(self.recipe.output) / self.recipe.name
@@ -147,7 +148,11 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self.screen.say(f"{name}: {kind}")
         started = time.time()
-        results, stats = work(folder)
+        self.tell(name, kind, True)
+        try:
+            results, stats = work(folder)
+        finally:
+            self.tell(name, kind, False)
         write_json(
             manifest,
             {

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
 from threading import BoundedSemaphore
@@ -205,13 +205,13 @@ def _connect(run: Run) -> None:
     """Ray, the first time a stage needs it."""
     with run.lock:
         if not run.connected:
-            from raykd.cluster import connect, resources
+            from raykd.cluster import connect, counters, resources
 
             cluster = connect.ray_cluster(run.recipe.cluster, run.path / "logs", run.screen.verbose, run.held)
             said = run.resources.enter_context(cluster)
             if said:
                 run.screen.say(said)
-            run.connected = True
+            run.connected, run.tell = True, partial(counters.stage, run.recipe.name)
             resources.check(run.recipe)
 
 
@@ -331,6 +331,7 @@ def _train(
             write_text(stage / f"{file}.jsonl", text)
         job = Job(
             name=name,
+            run=run.recipe.name,
             model=model,
             tokenizer=folder,
             training=training,
@@ -563,7 +564,7 @@ def label(
             if todo:
                 store.begin()
             begun(labels(store.path))
-            took, refused = _ask(run, name, str(folder), side, store, stage / "prompts.parquet", todo, said)
+            took, refused = _ask(run, name, str(folder), side, store, stage / "prompts.parquet", todo, reused, said)
         store.close()
         bad = _refused_rows(name, stage / "prompts.parquet", refused)
         if len(bad) > run.tolerated():
@@ -708,6 +709,7 @@ def _ask(
     store: Store,
     asked: Path,
     todo: list[tuple[np.ndarray, range]],
+    reused: int,
     said: Callable[[dict[bytes, str]], None],
 ) -> tuple[dict, dict[bytes, str]]:
     """Have the engine answer what is missing; returns what it took and what was refused."""
@@ -715,8 +717,10 @@ def _ask(
     if not count:
         return {"new_rows": 0, "prompt_tokens": 0, "output_tokens": 0, "tokens_per_second": 0.0}, {}
     _connect(run)
-    from raykd.cluster import generate
+    from raykd.cluster import counters, generate
     from raykd.engines import Opening
+
+    counters.add("rows_reused", reused, run.recipe.name, name)
 
     cluster = run.recipe.cluster
     actors = cluster.teacher if isinstance(side, Teacher) else cluster.labelling_students
@@ -742,7 +746,7 @@ def _ask(
             update(sum_.rows, f"{sum_.output_tokens / (time.monotonic() - begun):.0f} tokens/s")
             said(sum_.refused)
 
-        done = generate.label(str(asked), pieces, opening, store, actors, landed)
+        done = generate.label(str(asked), pieces, opening, store, actors, landed, run.recipe.name, name)
     seconds = done.ended - done.began  # without the engines' start
     took = {"new_rows": done.rows - len(done.refused), "prompt_tokens": done.prompt_tokens}
     took |= {"output_tokens": done.output_tokens, "seconds": seconds, "tokens_per_second": done.output_tokens / seconds}

@@ -48,6 +48,7 @@ class Job:
     source, dev  rows to learn and to judge by; without dev a share of the rows is held out
     student, teacher  how the student, and a teacher that reads along, read their prompts; the teacher's tokenizer
                  is its model's folder
+    run          its run's name
     tokens       the folder where encoded rows are kept; marks: what names the content of (source, dev)
     """
 
@@ -66,6 +67,7 @@ class Job:
     teacher: encoded.Reading | None = None
     max_bad_rows: int = 0
     parallel: str = "data"
+    run: str = ""
     trackers: tuple[Tracker, ...] = ()
 
 
@@ -124,7 +126,8 @@ def train(
                     log.write(run.counters.step, judged)
                 if run.counters.best_step == run.counters.step:
                     checkpoints.export(Path(job.folder) / "model", student, tokenizer, rank)
-                about = {"step": run.counters.step, "progress": 100 * run.progress()}
+                counts = {"examples": run.counters.examples, "tokens": run.counters.tokens}
+                about = {"step": run.counters.step, "progress": 100 * run.progress(), **counts}
                 _checkpoint(run, report, rank, {**about, **judged})
         if _agree(not (Path(job.folder) / "model").exists()):  # a checkpoint outlived the folder
             checkpoints.export(Path(job.folder) / "model", student, tokenizer, rank)
@@ -307,7 +310,8 @@ class _Counters:
 
     def numbers(self) -> dict[str, float]:
         rate = self.tokens / max(self.seconds, 1e-9)
-        return {"epoch": self.way, "tokens": self.tokens, "seconds": self.seconds, "tokens_per_second": rate}
+        counts = {"epoch": self.way, "examples": self.examples, "tokens": self.tokens}
+        return {**counts, "seconds": self.seconds, "tokens_per_second": rate}
 
     def load(self, held: dict[str, Any]) -> list[int]:
         """Take over saved ones; returns the cursor."""

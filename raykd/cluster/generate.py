@@ -18,13 +18,14 @@ from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
 from raykd import data
-from raykd.cluster import resources
+from raykd.cluster import counters, resources
 from raykd.engines import Answer, Engine, Opening, Refusal, open_engine
 from raykd.errors import EngineDead, EngineError
 from raykd.recipe import Actors, EndpointEngine, VllmEngine
 from raykd.store import Store, table
 
 SMALLEST = 8  # the last shards of a pass with several replicas have an eighth of the rows of a whole one
+COUNTED = {"rows_labelled": "rows", "tokens_generated": "output_tokens", "engine_deaths": "engine_deaths"}
 MOST_CALLS = 32  # shards that an engine works on at the same time
 MOST_BLOCKS = 256  # tasks of a pass: each costs the driver some 57 kB in Ray Data, as long as the pass runs
 
@@ -73,12 +74,15 @@ def label(
     store: Store,
     actors: Actors,
     landed: Callable[[Done], None],
+    run: str,
+    name: str,
 ) -> Done:
     """Answer pieces of the parquet file `prompts` (key, prompt, target) and land the answers in the store.
 
     Where a target is given, it is read as the answer instead of one being written.
 
-    `landed` is called with the sum so far as each shard lands. Raises EngineError where an engine cannot be opened or
+    `run` and the stage's `name` are what the dashboards show. `landed` is called with the sum so far as each shard
+    lands. Raises EngineError where an engine cannot be opened or
     dies for good; shards that landed before stay.
     """
     least, most = actors.bounds()
@@ -88,8 +92,9 @@ def label(
     with warnings.catch_warnings():  # Ray has no other way yet to bound the restarts of an actor
         warnings.simplefilter("ignore", RayDeprecationWarning)
         stream = ray.data.from_arrow(blocks).map_batches(
-            _Labeller,
-            fn_constructor_args=(opening, store, prompts, actors.max_failures),
+            # the dashboard's name of the actors is the class's
+            type(f"Label {name}", (_Labeller,), {"__module__": "__main__"}),
+            fn_constructor_args=(opening, store, prompts, actors.max_failures, run, name),
             batch_size=per_block,  # a block at once
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
@@ -114,6 +119,8 @@ def label(
             done.engine_deaths += row["engine_deaths"]
             done.began, done.ended = min(done.began, row["began"]), max(done.ended, row["ended"])
             done.refused |= dict(zip(row["refused_keys"], row["reasons"], strict=True))
+            for counted, column in COUNTED.items():
+                counters.add(counted, row[column], run, name)
             landed(done)
     except (RayError, RuntimeError) as error:
         raise EngineError(f"labelling stopped: {_cause(error)}") from error
@@ -123,8 +130,9 @@ def label(
 class _Labeller:
     """The actor: an engine that answers several pieces at the same time, and a store to land in."""
 
-    def __init__(self, opening: Opening, store: Store, prompts: str, max_failures: int):
+    def __init__(self, opening: Opening, store: Store, prompts: str, max_failures: int, run: str, name: str):
         self.opening, self.store, self.prompts, self.max_failures = opening, store, prompts, max_failures
+        self.busy = counters.Busy(run, name)
         self.lock = threading.Lock()
         self.deaths = 0
         self.told = {"prompt_tokens": 0, "output_tokens": 0, "engine_deaths": 0}
@@ -135,9 +143,10 @@ class _Labeller:
         """Answer and land the pieces of a block, one after the other; returns a row with what that took."""
         began, count = time.time(), 0
         refused: list[tuple[bytes, str]] = []
-        for rows, (start, stop) in zip(block["rows"], block["samples"].to_pylist(), strict=True):
-            refused += self._land(np.asarray(rows.values), range(start, stop))
-            count += len(rows)
+        with self.busy:
+            for rows, (start, stop) in zip(block["rows"], block["samples"].to_pylist(), strict=True):
+                refused += self._land(np.asarray(rows.values), range(start, stop))
+                count += len(rows)
         return pa.table(
             {
                 "rows": [count],

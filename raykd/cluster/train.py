@@ -15,7 +15,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray import train as ray_train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from raykd.cluster import resources, score
+from raykd.cluster import counters, resources, score
 from raykd.errors import RaykdError, TrainingError
 from raykd.recipe import Cluster
 from raykd.run import fingerprint
@@ -129,6 +129,7 @@ def _cause(job: Job, error: ray_train.TrainingFailedError) -> str:
 def _watch(job: Job, progress: Callable[[int, str], None], ended: threading.Event) -> None:
     """Follow a training's log, which is where all its numbers are anyway."""
     log, offset, last = Path(job.folder) / "log.jsonl", 0, {}
+    counted = {"examples": 0, "tokens": 0}
     over = False
     while not over:
         over = ended.wait(POLL)  # once more after the end, for the last lines
@@ -145,6 +146,9 @@ def _watch(job: Job, progress: Callable[[int, str], None], ended: threading.Even
                 last.update(json.loads(line))
         except ValueError:  # a resumed training cut its log meanwhile
             offset = 0
+        for name, before in counted.items():
+            counted[name] = max(before, last.get(name, 0))  # a resumed training says again what it said
+            counters.add(f"{name}_trained", counted[name] - before, job.run, job.name)
         if last:
             notes = [f"{k.replace('_', ' ')} {last[k]:.3f}" for k in ("loss", "dev_loss") if k in last]
             progress(last["step"], ", ".join(notes))

@@ -18,7 +18,7 @@ from ray.tune.search import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Integer
 
-from raykd.cluster import score
+from raykd.cluster import counters, score
 from raykd.cluster import train as ray_train
 from raykd.errors import RunError
 from raykd.recipe import Cluster, Recipe
@@ -133,12 +133,16 @@ def trainer(goal: str, report: Report, resume: Path | None) -> Callable[..., dic
         from raykd import training
 
         last = Path(job.folder) / LAST
+        counted: dict[str, int] = {}
 
         def keep(metrics: dict, folder: Path) -> None:
             if job.name == goal:
                 report(metrics, folder)  # first: what is not reported is done again
             with replaced(last) as part:
                 shutil.copytree(folder, part, dirs_exist_ok=True)
+            for name in ("examples", "tokens"):
+                counters.add(f"{name}_trained", metrics[name] - counted.get(name, 0), job.run, job.name)
+                counted[name] = metrics[name]
             progress(metrics["step"], f"dev loss {metrics['dev_loss']:.3f}")
 
         held = last if last.exists() else resume if job.name == goal else None
