@@ -53,9 +53,10 @@ def run(recipe: Recipe, searched: Space, screen: Screen) -> dict[str, Any]:
 
     Raises RecipeError, before anything starts, for a space that does not fit the recipe.
     """
+    recipe = recipes.resolve(recipe)  # trials may run in other folders
     goals = space.goals(searched, recipe)
     points, asking = space.all_of(searched, recipe)
-    folder = Path(recipes.resolve(recipe).output) / f"{recipe.name}-{searched.name}"
+    folder = Path(recipe.output) / f"{recipe.name}-{searched.name}"
     _begin(folder, recipe, searched, goals)
     with ExitStack() as kept:
         kept.enter_context(screen.quiet(folder / "driver.log"))
@@ -77,12 +78,12 @@ def run(recipe: Recipe, searched: Space, screen: Screen) -> dict[str, Any]:
 def _begin(folder: Path, recipe: Recipe, searched: Space, goals: list[tuple[str, str]]) -> None:
     """Refuse a folder of another sweep. Raises RunError."""
     file = folder / SEARCHED
-    now = {"space": searched.source, "goals": goals, "recipe": recipes.resolve(recipe).model_dump(mode="json")}
+    now = {"space": searched.source, "goals": goals, "recipe": recipe.model_dump(mode="json")}
     if not file.exists():
         write_json(file, now)
         return
     before = json.loads(file.read_text(encoding="utf-8"))
-    changed = recipes.differences(Recipe.model_validate(before["recipe"]), recipes.resolve(recipe))
+    changed = recipes.differences(Recipe.model_validate(before["recipe"]), recipe)
     if before["space"] != searched.source:
         changed.append("the space")
     if changed:
@@ -124,7 +125,7 @@ def _run_folder(folder: Path, recipe: Recipe) -> Path:
     while True:
         path = folder / f"run-{number}" if number else folder / "run"
         saved = path / "recipe.yaml"
-        if not saved.exists() or not recipes.differences(recipes.load(saved), recipes.resolve(recipe)):
+        if not saved.exists() or not recipes.differences(recipes.load(saved), recipe):
             return path
         number += 1
 

@@ -53,6 +53,8 @@ def search(
     Raises RunError where trials were lost for good: a process that died more often than `cluster.student.max_failures`.
     """
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that failed reports nothing
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # which would make an interrupted sweep look like one that is done
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # a recipe's functions may read files beside the recipe
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     body = tune.with_resources(_Body(trial), tune.PlacementGroupFactory([_resources(recipe.cluster)]))
     _Said.screen, _Said.goals, _Said.count = screen, goals, len(points) or getattr(space.search, "trials", 0)
