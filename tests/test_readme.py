@@ -1,17 +1,19 @@
 """The README's commands, run as written (with two training steps where one would take minutes)."""
 
+import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, raykd
+from ray_head import ADDRESS, asked, head
 
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
@@ -61,42 +63,56 @@ def test_run_and_report_as_written(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_job_submit_as_written(tmp_path):
-    """Against a real head with its dashboard, started by hand and ended by its pid."""
+    """Against a real head with its dashboard, which wants a token; status, logs and report reach the submitter."""
     command = next(c for c in COMMANDS if c.startswith("ray job submit"))
-    environment = {
-        **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:28265",
-        "RAY_AUTH_MODE": "disabled",  # else the head wants a token that only its own user has
-        "HF_TOKEN": "planted-51c0de",
-    }
-    start = "ray start --head --block --port=26379 --dashboard-port=28265 --dashboard-agent-listen-port=28266 "
-    start += "--dashboard-host=127.0.0.1 --num-cpus=8 --object-store-memory=300000000 --ray-client-server-port=28001 "
-    start += f"--include-dashboard=true --disable-usage-stats --temp-dir=/tmp/raykd-head-{os.getpid()}"
-    head = subprocess.Popen(shlex.split(start), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        until = time.monotonic() + 90
-        while True:
-            try:
-                urllib.request.urlopen("http://127.0.0.1:28265/api/version", timeout=2)
-                break
-            except OSError:
-                assert time.monotonic() < until, "the head did not come up"
-                time.sleep(0.5)
-        written = command.replace("/shared/runs", str(tmp_path / "runs"))
-        run = [*shlex.split(written), *SHORT]
-        done = subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=700)
+    with head(tmp_path, HF_TOKEN="planted-51c0de") as environment:
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(f"{ADDRESS}/api/jobs/", timeout=10)
+        written = shlex.split(command.replace("/shared/runs", str(tmp_path / "runs")))
+        at = written.index("--")
+        done = asked(environment, *written[:at], "--submission-id", "raykd-readme", *written[at:], *SHORT, cwd=ROOT)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        assert "joined the Ray cluster" in done.stdout
-        assert (tmp_path / "runs/demo/report.json").exists()
-        listed = subprocess.run(["ray", "job", "list"], env=environment, capture_output=True, text=True, timeout=60)
+        assert "joined the Ray cluster" in done.stdout and "mckd/final: train" in done.stdout
+        report = json.loads((tmp_path / "runs/demo/report.json").read_text())
+        assert report["complete"] and "phoneme_error_rate" in done.stdout
+        assert "SUCCEEDED" in asked(environment, "ray", "job", "status", "raykd-readme").stdout
+        assert "mckd/final: train" in asked(environment, "ray", "job", "logs", "raykd-readme").stdout
+        listed = asked(environment, "ray", "job", "list")
         assert "SUCCEEDED" in listed.stdout
         assert "planted-51c0de" not in listed.stdout + done.stdout
         for path in (tmp_path / "runs").rglob("*"):
             assert not path.is_file() or b"planted-51c0de" not in path.read_bytes(), path
-    finally:
-        head.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_job_that_is_stopped_takes_its_engines_along(tmp_path):
+    """vLLM runs in a process of its own, which Ray does not know."""
+    more = ["data.unlabelled.limit=100000", f"output={tmp_path / 'runs'}", "teacher.fine_tune.max_steps=2"]
+    with head(tmp_path, RAYKD_TEST="stopped") as environment:
+        submit = ["ray", "job", "submit", "--no-wait", "--submission-id", "raykd-stopped", "--working-dir", "."]
+        done = asked(environment, *submit, "--", "python", "-m", "raykd", "label", "demo", *more, cwd=ROOT)
+        assert done.returncode == 0, done.stdout + done.stderr
+        until = time.monotonic() + 400
+        while not (engines := processes(b"RAYKD_ENGINE=")):
+            assert time.monotonic() < until, asked(environment, "ray", "job", "logs", "raykd-stopped").stdout[-3000:]
+            time.sleep(1)
+        assert asked(environment, "ray", "job", "stop", "raykd-stopped").returncode == 0
+        until = time.monotonic() + 60
+        while engines & processes(b"RAYKD_ENGINE="):
+            assert time.monotonic() < until, "engines outlived their job"
+            time.sleep(1)
+        assert "STOPPED" in asked(environment, "ray", "job", "status", "raykd-stopped").stdout
+
+
+def processes(mark: bytes) -> set[int]:
+    """Those that run with this in their environment, started by this test's head."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
         try:
-            head.wait(40)
-        except subprocess.TimeoutExpired:
-            head.kill()
+            variables = (entry / "environ").read_bytes()
+            if mark in variables and b"RAYKD_TEST=stopped" in variables:
+                found.add(int(entry.name))
+        except OSError:
+            continue
+    return found
