@@ -215,6 +215,15 @@ def _connect(run: Run) -> None:
             resources.check(run.recipe)
 
 
+def _wait(run: Run, name: str, resources: dict[str, float], count: int) -> None:
+    """Say what an autoscaling cluster does not have yet; the demand is placed by what comes next."""
+    from raykd.cluster.resources import awaited
+
+    said = awaited(resources, count, run.recipe.cluster)
+    if said:
+        run.screen.say(f"{name}: {said}")
+
+
 # ---------------------------------------------------------------------------------------------- training
 
 
@@ -350,6 +359,8 @@ def _train(
             parallel=run.recipe.cluster.student.parallel,
             trackers=tuple(run.recipe.trackers),
         )
+        workers = run.recipe.cluster.student
+        _wait(run, name, workers.resources, workers.bounds()[0])
         with run.screen.bar(name, training.max_steps or _steps(training, given), "steps") as update:
             result = (run.fit or fit)(job, run.recipe.cluster, update)
         stats = result.pop("stats")
@@ -739,6 +750,7 @@ def _ask(
     shard, most = side.shard_rows, actors.bounds()[1]
     ordered = [(_in_order(rows, shard, run.recipe.seed), samples) for rows, samples in todo]
     pieces = [piece for rows, samples in ordered for piece in generate.pieces(rows, samples, shard, most)]
+    _wait(run, name, actors.resources, max(1, actors.bounds()[0]))
     begun = time.monotonic()
     with run.screen.bar(name, count, "rows") as update:
 

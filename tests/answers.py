@@ -85,3 +85,9 @@ def after_the_student(prompt: str, sample: int) -> str:
         if text == awaited:
             return "nobody trained"
     return text.upper()
+
+
+def slowly(prompt: str, sample: int) -> str:
+    """The input in capitals, ten in a second."""
+    time.sleep(0.1)
+    return prompt.removesuffix(" =>").upper()

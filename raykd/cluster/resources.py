@@ -43,6 +43,18 @@ def check(recipe: Recipe) -> None:
                 )
 
 
+def awaited(resources: dict[str, float], count: int, settings: Cluster) -> str | None:
+    """What `count` times these resources still lack of nodes, as a line says it; None where they are there."""
+    import ray
+
+    alive = ray.cluster_resources()
+    lacking = {name: amount * count for name, amount in resources.items() if amount * count > alive.get(name, 0)}
+    if not lacking:
+        return None
+    said = ", ".join(f"{name} {amount:g} (there are {alive.get(name, 0):g})" for name, amount in lacking.items())
+    return f"waiting for nodes with {said}, up to {settings.wait_minutes:g} minutes"
+
+
 def at_once(resources: dict[str, float], count: int, settings: Cluster) -> int:
     """How many groups of `count` times `resources` fit at the same time; at least one."""
     have = capacity(settings)
