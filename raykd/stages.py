@@ -201,13 +201,15 @@ def _lines(rows) -> str:
 # ---------------------------------------------------------------------------------------------- cluster
 
 
-def _connect(run: Run) -> None:
+def _connect(run: Run, dashboard: bool = False) -> None:
     """Ray, the first time a stage needs it."""
     with run.lock:
         if not run.connected:
             from raykd.cluster import connect, counters, resources
 
-            cluster = connect.ray_cluster(run.recipe.cluster, run.path / "logs", run.screen.verbose, run.held)
+            cluster = connect.ray_cluster(
+                run.recipe.cluster, run.path / "logs", run.screen.verbose, run.held, dashboard
+            )
             said = run.resources.enter_context(cluster)
             if said:
                 run.screen.say(said)
@@ -1034,7 +1036,7 @@ def following(
 
 def trials_at_once(run: Run, wanted: int | None) -> tuple[int, int]:
     """How many trials run at the same time, as many as fit unless told, and the CPU threads of each one's workers."""
-    _connect(run)
+    _connect(run, dashboard=run.recipe.cluster.student.bounds()[1] > 1)
     from raykd.cluster import resources
 
     return resources.trials(run.recipe.cluster, wanted)

@@ -20,12 +20,15 @@ OBJECT_STORE = 300 * 1024**2  # bytes, of a local Ray
 
 
 @contextmanager
-def ray_cluster(settings: Cluster, logs: Path, verbose: bool, lock: IO | None = None) -> Iterator[str]:
+def ray_cluster(
+    settings: Cluster, logs: Path, verbose: bool, lock: IO | None = None, dashboard: bool = False
+) -> Iterator[str]:
     """Ray, connected; yields one line that says to what, empty where it is already. Usage statistics are off.
 
     A Ray started here listens on loopback only, keeps its chatter in `logs`, and is gone when the block ends. A
     reaper process sees to that also where this process is killed; it shares `lock`, so that the lock is free only
-    when nothing of the run is left.
+    when nothing of the run is left. `dashboard`: with Ray's, without which a trial that is stopped does not give back
+    what its Ray Train workers held.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():  # a trial's process, or a second run of this one
         _prepare(settings, verbose)
@@ -38,7 +41,7 @@ def ray_cluster(settings: Cluster, logs: Path, verbose: bool, lock: IO | None = 
         with _joined(settings, verbose) as text:
             yield text
     else:
-        with _local(settings, logs, verbose, lock) as text:
+        with _local(settings, logs, verbose, lock, dashboard) as text:
             yield text
 
 
@@ -59,7 +62,7 @@ def _joined(settings: Cluster, verbose: bool) -> Iterator[str]:
 
 
 @contextmanager
-def _local(settings: Cluster, logs: Path, verbose: bool, lock: IO | None) -> Iterator[str]:
+def _local(settings: Cluster, logs: Path, verbose: bool, lock: IO | None, dashboard: bool) -> Iterator[str]:
     # the system's folder of temporary files: a socket's path may have 107 characters, a run folder's is longer
     folder = Path(tempfile.mkdtemp(prefix="raykd-"))
     os.environ[MARK] = folder.name
@@ -75,7 +78,7 @@ def _local(settings: Cluster, logs: Path, verbose: bool, lock: IO | None) -> Ite
         ray.init(
             address="local",
             num_cpus=cpus,
-            include_dashboard=False,
+            include_dashboard=dashboard,
             object_store_memory=OBJECT_STORE,
             _temp_dir=str(folder),
             log_to_driver=verbose,
