@@ -26,8 +26,8 @@ LABELS = ("teacher's labels", "students' labels", "remembered")
 ARMS = ("teacher", "gold_only", "distilled", "mckd")
 OPTIONS = {
     "confidence": ["method.weigh=confidence"],
-    "agreement": ["method.weigh=agreement", "method.back_check={metric: chrf}"],
-    "checked": ["method.back_check={metric: chrf, at_least: 70}"],
+    "agreement": ["method.weigh=agreement", "method.back_check={metric: exact_match}"],
+    "checked": ["method.back_check={metric: exact_match, at_least: 100}"],
     "dropped": ["answers.invalid=drop"],
     "top_k": [
         "method.exchange=top_k",
