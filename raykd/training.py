@@ -107,10 +107,14 @@ def train(
     run = _Run(job, student, parallel, provider, plan, device)
     if resume:
         run.cursor = Cursor(*run.counters.load(checkpoints.load(resume, parallel_root(parallel), run.optimizer)))
-        if _agree(not (Path(job.folder) / "model").exists()):  # a checkpoint outlived the folder, or is another's
-            run.counters.best, run.counters.best_step, run.counters.worse = -math.inf, 0, 0
     log: Any = nullcontext() if rank else _log(job, run.counters.step)
     with log, Loader(plan, cutter, run.cursor, provider.prepare) as loaded:
+        if resume and _agree(not (Path(job.folder) / "model").exists()):  # it outlived the folder, or is another's
+            run.counters.best, run.counters.worse = -math.inf, 0
+            judged = run.judge(cutter, tokenizer)
+            if rank == 0:
+                log.write(run.counters.step, judged)
+            checkpoints.export(Path(job.folder) / "model", student, tokenizer, rank)
         while not run.stopped():
             begun = time.monotonic()
             batch = next(loaded)
@@ -129,8 +133,6 @@ def train(
                 counts = {"examples": run.counters.examples, "tokens": run.counters.tokens}
                 about = {"step": run.counters.step, "progress": 100 * run.progress(), **counts}
                 _checkpoint(run, report, rank, {**about, **judged})
-        if _agree(not (Path(job.folder) / "model").exists()):  # a checkpoint outlived the folder
-            checkpoints.export(Path(job.folder) / "model", student, tokenizer, rank)
     return _result(job, run, encodings, plan)
 
 

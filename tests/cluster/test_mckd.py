@@ -137,6 +137,7 @@ def test_students_tell_each_other_their_most_likely_tokens(tmp_path, tiny_models
         teacher__engine={"kind": "transformers"},
         answers={},
         arms={"distilled": True},
+        tokenizer={"kind": "pretrained", "path": str(tiny_models["llama"])},
     )
     kinds = {
         stage: json.loads(found)["stats"]["payload"]["kind"]
