@@ -952,7 +952,10 @@ def remembered(
 
     def agreement(answers: list[Example], part: int) -> float | None:
         known = [(e.target or "", labels[part][e.input]) for e in answers if e.input in labels[part]]
-        return metrics.get(metric)([a for a, _ in known], [[right] for _, right in known]) if known else None
+        try:
+            return metrics.get(metric)([a for a, _ in known], [[right] for _, right in known]) if known else None
+        except DataError:  # labels with nothing to score, such as empty ones
+            return None
 
     def work(_: Path) -> tuple[dict, dict]:
         rows = []
