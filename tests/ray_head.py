@@ -61,5 +61,6 @@ def _answers() -> bool:
 
 
 def asked(environment: dict[str, str], *command: str, timeout: float = 700, **options) -> subprocess.CompletedProcess:
-    """A finished command of somebody who submits."""
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, **options)
+    """A finished command of somebody who submits; all that it said is its stdout, as Ray says half of it on stderr."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.run(command, env=environment, timeout=timeout, **streams, **options)
