@@ -107,7 +107,7 @@ def trial(sweep: Sweep, name: str, point: Point, send: Report, resume: Path | No
         try:
             with Run(recipe, screen, _run_folder(folder, recipe), sweep.folder / "teacher") as made:
                 goal = report.LAST[recipe.method.kind]
-                made.fit = stages.here(made, goal, send, resume)
+                made.fit = stages.here(goal, send, resume)
                 METHODS[recipe.method.kind].run(made, alone=True)
             metrics = _metrics(made.path, goal, [metric for metric, _ in sweep.goals])
             result = {"point": point, "run": str(made.path), "metrics": metrics}
@@ -135,10 +135,9 @@ def _metrics(folder: Path, goal: str, wanted: list[str]) -> dict[str, float]:
     found = {manifest["stage"]: manifest for manifest in manifests(folder)}
     trained = found[goal]
     judged: dict[str, Any] = {}
-    for line in (folder / goal / "log.jsonl").read_text(encoding="utf-8").splitlines():
-        read = json.loads(line)
-        if read["step"] == trained["results"]["best_step"]:
-            judged |= read
+    for line in report.lines(folder / goal / "log.jsonl"):
+        if line["step"] == trained["results"]["best_step"]:
+            judged |= line
     metrics = {name: value for name, value in judged.items() if name.startswith("dev_") or name in wanted}
     metrics |= {"parameters": trained["stats"]["parameters"], "progress": 100.0, "step": trained["results"]["steps"]}
     arm = goal.partition("/")[0]

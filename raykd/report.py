@@ -195,16 +195,18 @@ def _parsed(text: str, where: str) -> dict[str, Any]:
 
 def _curves(folder: Path) -> dict[str, list[dict]]:
     """The log of every training, by stage, also of one that still runs: its half-written line is left out."""
-    logs = {}
-    for path in files(folder, "log.jsonl"):
-        kept = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                kept.append(_parsed(line, str(path)))
-            except RunError:
-                continue
-        logs[path.parent.relative_to(folder).as_posix()] = kept
-    return logs
+    return {path.parent.relative_to(folder).as_posix(): lines(path) for path in files(folder, "log.jsonl")}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a log, a line each; a line that is half written is left out."""
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            kept.append(_parsed(line, str(path)))
+        except RunError:
+            continue
+    return kept
 
 
 # --------------------------------------------------------------------------------------------- tables

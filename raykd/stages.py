@@ -1045,7 +1045,7 @@ def trials_at_once(run: Run, wanted: int | None) -> tuple[int, int]:
     return resources.trials(run.recipe.cluster, wanted)
 
 
-def here(run: Run, goal: str, send: Callable[[dict[str, float], Path | None], None], resume: Path | None) -> Any:
+def here(goal: str, send: Callable[[dict[str, float], Path | None], None], resume: Path | None) -> Any:
     """How a trial trains: on one worker in its own process; `send` hears of every evaluation of the goal's training."""
     from raykd.cluster import tune
 

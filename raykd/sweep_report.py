@@ -23,6 +23,7 @@ from raykd.run import MANIFEST, manifests, read_manifest, write_json, write_text
 from raykd.space import AT_THE_END
 
 TRIAL = "trial.json"  # of a trial, written last: {point, run, metrics} or {point, error}
+RUNGS = "rungs.json"  # of a sweep: what its scheduler must not forget
 SEARCHED = "sweep.json"  # of a sweep: {recipe, space, goals}
 TOLD = ("dev_loss", "parameters", "answer_seconds")  # numbers of a trial that are shown beside its goals
 
@@ -62,9 +63,9 @@ def gather(folder: Path) -> dict[str, Any]:
     done = _ordered([t for t in trials if t["state"] == "done"], goals)
     rest = [t for t in trials if t["state"] != "done"]
     rest.sort(key=lambda t: (t["state"], -t["progress"], t["id"]))
-    own = [p for p in folder.rglob(MANIFEST) if not p.parent.is_symlink()]  # rglob follows no links
-    asked = [m for m in map(read_manifest, own) if m["kind"] == "label" and m["stage"].startswith("teacher/")]
-    asked += [m for m in map(read_manifest, own) if m["stage"] == "evaluate/teacher-answers"]
+    # rglob follows no links, so that what trials share counts once
+    own = [read_manifest(path) for path in folder.rglob(MANIFEST) if not path.parent.is_symlink()]
+    asked = [m for m in own if m["kind"] == "label" and m["stage"].startswith(("teacher/", "evaluate/teacher-"))]
     front = _front(done, goals)
     return {
         "name": folder.name,
@@ -82,7 +83,8 @@ def gather(folder: Path) -> dict[str, Any]:
 
 def _trial(folder: Path, name: str) -> dict[str, Any]:
     """What is known of a trial: of one that is over from its own file, else from what Ray Tune heard of it."""
-    heard = _heard(folder / "tune" / name)
+    told = folder / "tune" / name / "result.json"
+    heard = report.lines(told) if told.exists() else []
     last = heard[-1] if heard else {}
     config = last.get("config") or _config(folder / "tune" / name / "params.json")
     found = {
@@ -103,23 +105,12 @@ def _trial(folder: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def _heard(folder: Path) -> list[dict[str, Any]]:
-    lines = []
-    file = folder / "result.json"
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:  # half written, by a sweep that was killed
-            continue
-    return lines
-
-
 def _config(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def _stopped(folder: Path) -> list[str]:
-    file = folder / "rungs.json"
+    file = folder / RUNGS
     return json.loads(file.read_text(encoding="utf-8"))["stopped"] if file.exists() else []
 
 

@@ -57,7 +57,10 @@ def awaited(resources: dict[str, float], count: int, settings: Cluster) -> str |
 
 def at_once(resources: dict[str, float], count: int, settings: Cluster) -> int:
     """How many groups of `count` times `resources` fit at the same time; at least one."""
-    have = capacity(settings)
+    return _fits(capacity(settings), resources, count)
+
+
+def _fits(have: dict[str, float], resources: dict[str, float], count: int) -> int:
     fits = [math.floor(have.get(name, 0) / (amount * count)) for name, amount in resources.items() if amount]
     return max(1, min(fits, default=1))
 
@@ -75,8 +78,7 @@ def trials(settings: Cluster, wanted: int | None) -> tuple[int, int]:
     for actors in (settings.teacher, settings.labelling_students):
         for name, amount in actors.resources.items():
             left[name] = left.get(name, 0) - amount * max(1, actors.bounds()[0])
-    fits = [math.floor(left.get(name, 0) / (amount * least)) for name, amount in student.resources.items() if amount]
-    count = max(1, min(fits, default=1))
+    count = _fits(left, student.resources, least)
     if not student.resources.get("GPU") and len(ray.nodes()) == 1:
         count = min(count, len(os.sched_getaffinity(0)))
     count = wanted or count

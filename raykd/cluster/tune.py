@@ -25,12 +25,11 @@ from raykd.recipe import Cluster, Recipe
 from raykd.run import put, replaced
 from raykd.screen import Screen
 from raykd.space import Asha, Optuna, Pbt, Point, Space, is_domain, made, said
+from raykd.sweep_report import RUNGS
 
 if TYPE_CHECKING:
     from raykd.training import Job
 
-# what a scheduler must not forget; not in Ray Tune's folder, where it puts back older copies of what it finds
-MEMORY = "rungs.json"
 LAST = "last"  # in a training's folder: its last checkpoint
 TIME = "progress"  # percent of the training that is searched
 END = 99.9  # of TIME: no rung lies there, because a trial that came so far is to be scored
@@ -70,7 +69,7 @@ def search(
                 mode=goals[0][1] if len(goals) == 1 else None,
                 search_alg=_searcher(space, goals, recipe.seed, concurrent),
                 num_samples=1 if points else getattr(space.search, "trials", 1),
-                scheduler=_scheduler(space, folder.parent / MEMORY),
+                scheduler=_scheduler(space, folder.parent / RUNGS),  # Ray Tune puts back older files in its own folder
                 max_concurrent_trials=concurrent if not points else None,
                 trial_name_creator=_name,
                 trial_dirname_creator=_name,
@@ -89,6 +88,11 @@ def search(
     if results.num_errors:
         first = str(results.errors[0]).strip().splitlines()[-1]
         raise RunError(f"{folder}: {results.num_errors} trials were lost, the first by: {first}; run it again to retry")
+
+
+def _point(config: dict[str, Any]) -> Point:
+    """What a trial was given: points known from the start come whole, Optuna's are the configuration."""
+    return config.get("point", config)
 
 
 def _name(trial: Any) -> str:
@@ -113,8 +117,7 @@ class _Body:
     def __call__(self, config: dict[str, Any]) -> None:
         held = tune.get_checkpoint()
         with held.as_directory() if held else nullcontext() as folder:
-            point = config.get("point", config)
-            self.trial(tune.get_context().get_trial_id(), point, _report, Path(folder) if folder else None)
+            self.trial(tune.get_context().get_trial_id(), _point(config), _report, Path(folder) if folder else None)
 
 
 def _report(metrics: dict[str, float], folder: Path | None) -> None:
@@ -277,9 +280,7 @@ class _Said(tune.Callback):
         numbers = [f"{name} {result[name]:.4g}" for name, _ in self.goals if name in result]
         numbers += [f"{name} {value:.4g}" for name, value in result.items() if name.startswith("test/")]
         done = f"{result[TIME]:.0f} %" if TIME in result else "?"
-        self.screen.say(
-            f"trial {trial.trial_id}: {done}, {', '.join(numbers)} ({said(trial.config.get('point', trial.config))})"
-        )
+        self.screen.say(f"trial {trial.trial_id}: {done}, {', '.join(numbers)} ({said(_point(trial.config))})")
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         type(self).over += 1

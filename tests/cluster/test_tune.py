@@ -41,6 +41,13 @@ def swept(
     return recipe(folder, **{"arms": {}, **changes}), file
 
 
+def searched(files: tuple[Path, Path]) -> dict:
+    """The results of a sweep that was run to its end."""
+    done = raykd("tune", *map(str, files), timeout=700)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((files[0].parent / f"runs/small-{files[1].stem}/results.json").read_text())
+
+
 def trials(sweep: Path) -> dict[str, dict]:
     return {path.parent.name: json.loads(path.read_text()) for path in sweep.glob("trials/*/trial.json")}
 
@@ -168,9 +175,7 @@ def test_optuna_finds_a_front_of_quality_and_size(tmp_path, tiny_models):
         {"kind": "optuna", "trials": 9, "concurrent": 2}, {"kind": "none"}, [{}, {"metric": "parameters"}],
         metrics=[], data__test=None,
     )  # fmt: skip
-    done = raykd("tune", *map(str, files), timeout=700)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((tmp_path / "runs/small-front/results.json").read_text())
+    found = searched(files)
     assert len(found["trials"]) == 9 and {t["state"] for t in found["trials"]} == {"done"}
     for t in found["trials"]:
         assert ("student.training.warmup_ratio" in t["point"]) == (t["point"]["way"] == "warm")
@@ -190,10 +195,7 @@ def test_population_based_training_goes_on_from_better_trials(tmp_path, tiny_mod
         {"kind": "grid", "concurrent": 4}, {"kind": "pbt", "every": 20, "share": 0.5},
         training={"max_steps": 400, "evaluate_every": 40}, metrics=[], data__test=None,
     )  # fmt: skip
-    done = raykd("tune", *map(str, files), timeout=700)
-    assert done.returncode == 0, done.stdout + done.stderr
-    sweep = tmp_path / "runs/small-population"
-    found = json.loads((sweep / "results.json").read_text())
+    found, sweep = searched(files), tmp_path / "runs/small-population"
     assert {t["state"] for t in found["trials"]} == {"done"} and len(found["trials"]) == 4
     went_on = [path for path in sweep.glob("trials/*/run-1")]  # with another's checkpoint, and other settings
     assert went_on
@@ -210,9 +212,7 @@ def test_trials_of_two_workers_are_stopped_and_leave_nothing_behind(tmp_path, ti
         training={"max_steps": 80, "evaluate_every": 20}, metrics=[], data__test=None,
         cluster={"student": {"workers": 2, "resources": {"CPU": 1}}, "local_cpus": 4},
     )  # fmt: skip
-    done = raykd("tune", *map(str, files), timeout=700)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((tmp_path / "runs/small-workers/results.json").read_text())
+    found = searched(files)
     assert sorted(t["state"] for t in found["trials"]) == ["done", "done", "stopped"] or (
         sorted(t["state"] for t in found["trials"]) == ["done", "stopped", "stopped"]
     )
