@@ -27,7 +27,7 @@ from typing import Any
 from pipelines import distill, mckd
 from raykd import recipe as recipes
 from raykd import report, space, stages, sweep_report
-from raykd.errors import RaykdError, RunError
+from raykd.errors import RaykdError, RecipeError, RunError
 from raykd.recipe import Recipe
 from raykd.run import Run, manifests, write_json
 from raykd.screen import Screen
@@ -56,6 +56,8 @@ def run(recipe: Recipe, searched: Space, screen: Screen) -> dict[str, Any]:
     recipe = recipes.resolve(recipe)  # trials may run in other folders
     goals = space.goals(searched, recipe)
     points, asking = space.all_of(searched, recipe)
+    if "://" in recipe.output:
+        raise RecipeError(f"output: {recipe.output}: a sweep needs a folder that every node sees, found a URL")
     folder = Path(recipe.output) / f"{recipe.name}-{searched.name}"
     _begin(folder, recipe, searched, goals)
     with ExitStack() as kept:

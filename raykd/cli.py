@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.set_defaults(command=_tune)
     text = "write the report of a run or a sweep again"
     sub = commands.add_parser("report", help=text, description=text)
-    sub.add_argument("run", type=Path, help="a run folder, or a sweep's")
+    sub.add_argument("run", help="a run folder, or a sweep's; or the URL of a run")
     sub.set_defaults(command=_report)
     sub = commands.add_parser("store", help="look after a store", description="look after a store of answers")
     stores = sub.add_subparsers(required=True, metavar="COMMAND")
@@ -93,9 +93,11 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from raykd import remote
+
     run, student = _execute(options, lambda pipeline, run: pipeline.run(run))
     _report_on(run.path)
-    run.screen.say(f"student: {student}")
+    run.screen.say(f"student: {remote.url(student) or student}")
     return _left_out(run)
 
 
@@ -163,12 +165,14 @@ def _tune(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from raykd import sweep_report
+    from raykd import remote, sweep_report
 
-    if (options.run / sweep_report.SEARCHED).exists():
-        _report_on_sweep(sweep_report.write(options.run), options.run)
+    folder = remote.folder(options.run)
+    remote.fetch(folder)
+    if (folder / sweep_report.SEARCHED).exists():
+        _report_on_sweep(sweep_report.write(folder), folder)
     else:
-        _report_on(options.run)
+        _report_on(folder)
     return 0
 
 
@@ -184,14 +188,15 @@ def _report_on_sweep(found: dict[str, Any], folder: Path) -> None:
 
 
 def _report_on(folder: Path) -> None:
-    from raykd import report
+    from raykd import remote, report
 
     found = report.write(folder)
+    remote.send(*(folder / f"report.{kind}" for kind in ("json", "md", "html")))
     for arm, values in found["arms"].items():
         print(f"{arm:>12}  " + "  ".join(f"{name} {value:.2f}" for name, value in values.items()))
     for warning in found["warnings"]:
         print(f"warning: {warning}")
-    print(f"report: {folder / 'report.html'}")
+    print(f"report: {remote.url(folder / 'report.html') or folder / 'report.html'}")
 
 
 def _show(options: argparse.Namespace) -> int:

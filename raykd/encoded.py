@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raykd import models, payloads, prompts
+from raykd import models, payloads, prompts, remote
 from raykd.data import Example, chunk_order
 from raykd.errors import DataError, StoreError, TrainingError
 from raykd.recipe import Payload, Prompt, Task
@@ -351,6 +351,7 @@ class _Index:
 
     def _never(self, missing: np.ndarray) -> bool:
         """Whether the teacher refused all that is missing. Raises TrainingError where it gave up."""
+        remote.fetch(self.said)
         said = json.loads(self.said.read_text()) if self.said.exists() else {"refused": [], "failed": None}
         if said["failed"]:
             raise TrainingError(f"the teacher, which is followed, stopped: {said['failed']}")

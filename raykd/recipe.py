@@ -823,7 +823,7 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run folder, below output")
     description: str = ""
-    output: str = Field(default="runs", description="folder of run folders and stores")
+    output: str = Field(default="runs", description="folder of run folders and stores, or a URL of one")
     seed: int = 0
     method: Method
     data: Data

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from raykd import recipe as recipes
+from raykd import remote
 from raykd.errors import DataError, RunError
 from raykd.screen import Screen
 
@@ -93,9 +94,13 @@ class Run:
         self.tell: Callable[[str, str, bool], None] = lambda name, kind, going_on: None  # where others watch stages
         self.held: IO | None = None  # the lock on the folder
         self.passes = 1  # labelling passes that run at the same time
-        self.path = path or Path(self.recipe.output) / self.recipe.name
-        self.stores = Path(self.recipe.output) / "stores"
+        self.path = path or remote.folder(self.recipe.output) / self.recipe.name
+        self.stores = f"{self.recipe.output}/stores"
         saved = self.path / "recipe.yaml"
+        held = remote.fetch(self.path)
+        for left in files(self.path, MANIFEST) if remote.url(self.path) else []:
+            if left not in held:  # of a stage that never got there, or was removed
+                left.unlink()
         if saved.exists() and any(m["kind"] in COSTLY for m in manifests(self.path)):
             changed = recipes.differences(recipes.load(saved), self.recipe)
             if changed:
@@ -104,6 +109,7 @@ class Run:
                     "give the run another name, or remove the folder"
                 )
         write_text(saved, recipes.dump(self.recipe))
+        remote.send(saved)
 
     def __enter__(self) -> Run:
         """Take the folder for this process alone. Raises RunError where another run has it."""
@@ -153,6 +159,7 @@ class Run:
             results, stats = work(folder)
         finally:
             self.tell(name, kind, False)
+        remote.send(folder)
         write_json(
             manifest,
             {
@@ -166,6 +173,7 @@ class Run:
                 "stats": stats,
             },
         )
+        remote.send(manifest)
         self.known.add(name)
         if results.get("bad_rows"):
             self._list_bad_rows()
@@ -198,6 +206,7 @@ class Run:
         with self.lock:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.bad_rows())
             write_text(self.path / BAD_ROWS, lines)
+            remote.send(self.path / BAD_ROWS)
 
 
 def read_manifest(path: Path) -> dict:

@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raykd import card, data, metrics, models, prompts, pseudo_targets, tasks
+from raykd import card, data, metrics, models, prompts, pseudo_targets, remote, tasks
 from raykd import recipe as recipes
 from raykd.data import Example, Lineage, chunk_order
 from raykd.errors import DataError, RecipeError
@@ -340,6 +340,7 @@ def _train(
 
         for file, text in texts.items():
             write_text(stage / f"{file}.jsonl", text)
+        remote.send(stage)
         job = Job(
             name=name,
             run=run.recipe.name,
@@ -353,7 +354,7 @@ def _train(
             student=_reading(side, folder, side.task == "generation" and models.is_encoder_decoder(model)),
             teacher=_reading(run.recipe.teacher, teacher, models.is_encoder_decoder(model)) if teacher else None,
             folder=str(stage),
-            tokens=str(Path(run.recipe.output) / "tokens"),
+            tokens=str(remote.folder(run.recipe.output) / "tokens"),
             marks=(marks["rows"], marks.get("dev", "")),
             seed=run.recipe.seed,
             threads=threads,
@@ -567,10 +568,11 @@ def label(
     def work(stage: Path) -> tuple[dict, dict]:
         from raykd.store import Store
 
-        store = Store.open(str(run.stores), parts, payload, side.store if isinstance(side, Teacher) else None)
+        store = Store.open(run.stores, parts, payload, side.store if isinstance(side, Teacher) else None)
         with tempfile.TemporaryFile(dir=stage) as keys:
             count = _write_prompts(run, name, stage / "prompts.parquet", keys, side, folder, sources, score)
             todo, reused = _missing(store, keys, count, n)
+        remote.send(stage)
         stats = {"rows": count, "samples": n, "reused_rows": reused, "engine": side.engine.kind}
         stats |= {"model": str(folder), "payload": store.payload.model_dump(mode="json"), "payload_why": why}
         with _said(stage / PASS) as said:
@@ -615,17 +617,21 @@ def _payload(run: Run, side: Teacher | Student, folder: Path) -> tuple[Payload, 
 def _said(path: Path) -> Iterator[Callable[[dict[bytes, str]], None]]:
     """For whom follows a labelling: a file that says which keys the model refused, and whether the labelling failed."""
     known: list[str] = []
-    write_json(path, {"refused": known, "failed": None})
+
+    def write(failed: str | None) -> None:
+        write_json(path, {"refused": known, "failed": failed})
+        remote.send(path)
 
     def said(refused: dict[bytes, str]) -> None:
         if len(refused) > len(known):
             known[:] = [key.hex() for key in refused]
-            write_json(path, {"refused": known, "failed": None})
+            write(None)
 
+    write(None)
     try:
         yield said
     except BaseException as error:
-        write_json(path, {"refused": known, "failed": str(error) or type(error).__name__})
+        write(str(error) or type(error).__name__)
         raise
 
 
@@ -1088,6 +1094,7 @@ def evaluate(run: Run, arm: str, model: str, side: Teacher | Student, test: list
         values = _scores(run, [a for a, _ in scored], [e for _, e in scored])
         if (Path(model) / "README.md").exists():
             card.scored(Path(model), values)
+            remote.send(Path(model) / "README.md")
         return {"arm": arm, "rows": len(test), "metrics": values, "model": model}, {"rows": len(test)}
 
     inputs = {"answers": fingerprint(sorted(found.items())), "metrics": run.recipe.metrics}

@@ -24,14 +24,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import get_scheduler
 
-from raykd import batches, checkpoints, encoded, heads, metrics, models, teaching
+from raykd import batches, checkpoints, encoded, heads, metrics, models, remote, teaching
 from raykd.encoded import Set
 from raykd.errors import ModelError, RecipeError, TrainingError
 from raykd.loading import Batch, Cursor, Cutter, Encoding, Lengths, Loader, Micro, Plan, each
 from raykd.losses import divergences
 from raykd.losses.teachers import Side
 from raykd.losses.tokens import IGNORE, Kind, TokenLoss, teacher_uncertainty
-from raykd.recipe import LOSSES, FromStore, InProcess, Loss, Model, Tracker, Training
+from raykd.recipe import LOSSES, FromConfig, FromStore, InProcess, Loss, Model, Tracker, Training
 from raykd.run import fingerprint
 from raykd.students import Student
 from raykd.trackers import Log
@@ -69,6 +69,18 @@ class Job:
     parallel: str = "data"
     run: str = ""
     trackers: tuple[Tracker, ...] = ()
+
+
+def needs(job: Job) -> list[str]:
+    """Files and folders that a training reads, beside its own folder."""
+    found = [job.tokenizer, job.student.tokenizer, *([job.teacher.tokenizer] if job.teacher else [])]
+    found += [job.model.path] if not isinstance(job.model, FromConfig) else []
+    for source in [*(job.source if isinstance(job.source, tuple) else [job.source]), *([job.dev] if job.dev else [])]:
+        if isinstance(source, encoded.Rows):
+            found.append(source.path)
+        else:
+            found += [str(Path(source.prompts).parent), *([source.gold] if source.gold else [])]
+    return found
 
 
 def train(
@@ -233,6 +245,13 @@ def _encodings(job: Job, rank: int) -> tuple[Encoding, Encoding | None]:
     settings = job.training
     rules = (settings.max_input_tokens, settings.max_target_tokens, settings.long_targets, settings.empty_targets)
     limits = encoded.Limits(job.name, *rules, job.max_bad_rows)
+    first = 0
+    if remote.url(job.tokens):  # of this machine, which has a folder of its own
+        machines = _everyones(remote.machine())
+        first = machines.index(machines[rank])
+
+    def agree(value: Any) -> Any:
+        return _everyones(value)[first]
 
     def one(source: encoded.Rows | tuple[encoded.Stored, ...], mark: str) -> Encoding:
         also = job.teacher if _reads_along(settings) else None
@@ -245,7 +264,7 @@ def _encodings(job: Job, rank: int) -> tuple[Encoding, Encoding | None]:
             for r in readers
         ]
         path = Path(job.tokens) / f"{fingerprint([mark, names, shown, rules, how])}.arrow"
-        return Encoding(path, rank == 0, lambda part: encoded.write(part, source, job.student, also, limits), _agree)
+        return Encoding(path, rank == first, lambda part: encoded.write(part, source, job.student, also, limits), agree)
 
     return one(job.source, job.marks[0]), one(job.dev, job.marks[1]) if job.dev else None
 
@@ -256,11 +275,16 @@ def _reads_along(settings: Training) -> bool:
 
 def _agree(value: Any) -> Any:
     """The first worker's value, on every worker."""
+    return _everyones(value)[0]
+
+
+def _everyones(value: Any) -> list[Any]:
+    """The values of all workers, by rank."""
     if not dist.is_initialized():
-        return value
-    both = [value]
-    dist.broadcast_object_list(both, src=0)
-    return both[0]
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
 
 
 def _provider(job: Job, scorer: teaching.Scorer | None, device: torch.device, columns: int | None) -> teaching.Provider:

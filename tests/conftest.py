@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -97,6 +98,28 @@ def ray_session():
 
     with connect.ray_cluster(Cluster(), ROOT / "build" / "test-logs", verbose=False):
         yield
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """An S3-compatible server of this machine, and the environment of those who use it."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    environment |= {"AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()  # whose servers are gone
+    files = s3fs.S3FileSystem()
+    files.mkdir("place")
+    yield files
+    files.rm("place", recursive=True)  # servers of one process keep the same files
+    server.stop()
 
 
 def raykd(*arguments: str, timeout: float = 800, **options):

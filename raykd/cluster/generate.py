@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
-from raykd import data
+from raykd import data, remote
 from raykd.cluster import counters, resources
 from raykd.engines import Answer, Engine, Opening, Refusal, open_engine
 from raykd.errors import EngineDead, EngineError
@@ -133,6 +133,7 @@ class _Labeller:
     def __init__(self, opening: Opening, store: Store, prompts: str, max_failures: int, run: str, name: str):
         self.opening, self.store, self.prompts, self.max_failures = opening, store, prompts, max_failures
         self.busy = counters.Busy(run, name)
+        remote.fetch(prompts, opening.model)
         self.lock = threading.Lock()
         self.deaths = 0
         self.told = {"prompt_tokens": 0, "output_tokens": 0, "engine_deaths": 0}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
+from raykd import remote
 from raykd.cluster import resources
 from raykd.recipe import Cluster, Scorers
 
@@ -26,6 +27,7 @@ class _Teacher:
 
         from raykd.teaching import InProcess
 
+        remote.fetch(reading.tokenizer)
         torch.set_num_threads(threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.teacher, self.k = InProcess(reading, dtype, device, columns), k

@@ -15,6 +15,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray import train as ray_train
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from raykd import remote
 from raykd.cluster import counters, resources, score
 from raykd.errors import RaykdError, TrainingError
 from raykd.recipe import Cluster
@@ -23,30 +24,40 @@ from raykd.run import fingerprint
 if TYPE_CHECKING:
     from raykd.training import Job
 
+LOG = "log.jsonl"  # in a training's folder: all its numbers
 ERROR = "error.txt"  # in a training's folder: why one of its workers gave up
-POLL = 1.0  # seconds between looks at a training's log, for the bars
+POLL, REMOTE_POLL = 1.0, 10.0  # seconds between looks at a training's log, for the bars
 
 
 def _worker(config: dict) -> dict:
     """The body of a Ray Train worker."""
 
     def report(metrics: dict, folder: Path) -> None:
+        if first:
+            remote.send(Path(job.folder) / LOG, Path(job.folder) / "tensorboard")
         ray_train.report(metrics, checkpoint=ray_train.Checkpoint.from_directory(str(folder)))
 
     from raykd import training  # here, so that Ray's own processes need not load torch and transformers
 
     job = config["job"]
+    first = ray_train.get_context().get_world_rank() == 0
     said = Path(job.folder) / ERROR
+    Path(job.folder).mkdir(parents=True, exist_ok=True)
+    remote.fetch(said, *training.needs(job), *([job.folder] if first else []))
     if said.exists():  # of the workers before these
         return {"error": said.read_text()}
     held = ray_train.get_checkpoint()
     try:
         with held.as_directory() if held else nullcontext() as folder:
-            return training.train(job, report, Path(folder) if folder else None, config["scorer"])
+            result = training.train(job, report, Path(folder) if folder else None, config["scorer"])
+        if first:
+            remote.send(job.folder)
+        return result
     except RaykdError as error:  # not a lost worker: trying again would end the same way
         if ray_train.get_context().get_world_size() == 1:
             return {"error": str(error)}
         said.write_text(str(error))
+        remote.send(said)
         raise  # which ends the other workers, who may be waiting for this one
 
 
@@ -65,11 +76,12 @@ def fit(job: Job, cluster: Cluster, progress: Callable[[int, str], None], callba
     """
     workers = cluster.student
     gpu = workers.resources.get("GPU", 0) > 0
-    system, place = _storage(workers.storage) if workers.storage else (None, str(Path(job.folder).absolute()))
+    kept = workers.storage or remote.url(job.folder)
+    system, place = _storage(kept) if kept else (None, str(Path(job.folder).absolute()))
     ended = threading.Event()
     watcher = threading.Thread(target=_watch, args=(job, progress, ended), daemon=True)
     said = Path(job.folder) / ERROR
-    said.unlink(missing_ok=True)
+    remote.remove(said)
     with score.scorers(job, cluster) as scorer:
         trainer = TorchTrainer(
             _worker,
@@ -99,6 +111,7 @@ def fit(job: Job, cluster: Cluster, progress: Callable[[int, str], None], callba
         finally:
             ended.set()
             watcher.join()
+            remote.fetch(job.folder)
     if "error" in result:
         raise TrainingError(result["error"])
     return result
@@ -128,17 +141,15 @@ def _cause(job: Job, error: ray_train.TrainingFailedError) -> str:
 
 def _watch(job: Job, progress: Callable[[int, str], None], ended: threading.Event) -> None:
     """Follow a training's log, which is where all its numbers are anyway."""
-    log, offset, last = Path(job.folder) / "log.jsonl", 0, {}
+    log, offset, last = Path(job.folder) / LOG, 0, {}
     counted = {"examples": 0, "tokens": 0}
     over = False
     while not over:
-        over = ended.wait(POLL)  # once more after the end, for the last lines
-        if not log.exists() or log.stat().st_size < offset:
+        over = ended.wait(POLL if remote.url(log) is None else REMOTE_POLL)  # once more after the end
+        new = remote.tail(log, offset)
+        if new is None:
             offset = 0
             continue
-        with open(log, "rb") as file:
-            file.seek(offset)
-            new = file.read()
         whole = new[: new.rfind(b"\n") + 1]
         offset += len(whole)
         try:

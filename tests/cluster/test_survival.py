@@ -12,9 +12,7 @@ from pathlib import Path
 
 import dying
 import pytest
-import s3fs
 from conftest import ROOT
-from moto.server import ThreadedMotoServer
 from test_end_to_end import TRAINING, recipe
 from test_train import job, losses
 
@@ -35,22 +33,6 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path, shared_tokenizer, ray_ses
     straight = train.fit(job(tmp_path / "straight", shared_tokenizer, **changes), cluster, lambda step, note: None)
     assert straight["stats"]["workers"] == 2
     assert losses(tmp_path / "killed") == pytest.approx(losses(tmp_path / "straight"), rel=1e-4)
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-    """An S3-compatible server of this machine, and the environment of those who use it."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    environment = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
-    environment |= {"AWS_DEFAULT_REGION": "us-east-1"}
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    files = s3fs.S3FileSystem(skip_instance_cache=True)
-    files.mkdir("place")
-    yield files
-    server.stop()
 
 
 @pytest.mark.slow
