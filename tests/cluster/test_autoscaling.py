@@ -51,7 +51,7 @@ def autoscaling(folder: Path) -> Path:
 
 def alive(environment: dict[str, str]) -> dict[str, int]:
     """How many nodes there are of each kind."""
-    code = "import ray, json; ray.init('auto', log_to_driver=False, logging_level='ERROR');"
+    code = "import ray, json; ray.init('127.0.0.1:26379', log_to_driver=False, logging_level='ERROR');"
     code += "print(json.dumps([n['Resources'] for n in ray.nodes() if n['Alive']]))"
     done = asked(environment, "python", "-c", code, timeout=60)
     nodes = json.loads(done.stdout.splitlines()[-1])
