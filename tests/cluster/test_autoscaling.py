@@ -16,7 +16,7 @@ from test_end_to_end import TRAINING, recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 NODES = {
-    "head": {"resources": {"CPU": 2}, "node_config": {}, "max_workers": 0},
+    "ray.head.default": {"resources": {"CPU": 2}, "node_config": {}, "max_workers": 0},
     "teacher": {"resources": {"CPU": 2, "raykd_teacher": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
     "student": {"resources": {"CPU": 2, "raykd_student": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
 }
@@ -42,7 +42,7 @@ def autoscaling(folder: Path) -> Path:
     for node in NODES.values():
         node["resources"]["object_store_memory"] = 100_000_000
     tree = {"cluster_name": "fake", "max_workers": 4, "idle_timeout_minutes": 0.2, "provider": PROVIDER}
-    tree |= {"available_node_types": NODES, "head_node_type": "head", "upscaling_speed": 1.0}
+    tree |= {"available_node_types": NODES, "head_node_type": "ray.head.default", "upscaling_speed": 1.0}
     tree |= {name: {} for name in EMPTY} | {name: [] for name in NONE} | {"file_mounts_sync_continuously": False}
     file = folder / "autoscaling.yaml"
     file.write_text(yaml.safe_dump(tree))
@@ -77,7 +77,7 @@ def test_nodes_come_when_they_are_needed_and_go_again(tmp_path, tiny_models, kil
     teacher = {"model": model, "prompt": "{input} =>", "sampling": {"max_tokens": 10}, "shard_rows": 16}
     teacher["engine"] = {"kind": "scripted", "function": "answers:slowly"}
     student = {"model": {"kind": "config", "model_type": "t5", "settings": T5}, "sampling": {"max_tokens": 10}}
-    student["training"] = {**TRAINING, "max_steps": 1500, "evaluate_every": 50}
+    student["training"] = {**TRAINING, "max_steps": 400, "evaluate_every": 50}
     cluster = {
         "teacher": {"resources": {"CPU": 1, "raykd_teacher": 1}, "replicas": [1, 2]},
         "student": {"resources": {"CPU": 1, "raykd_student": 1}},
