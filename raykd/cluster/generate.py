@@ -108,7 +108,7 @@ def label(
             num_gpus=actors.resources.get("GPU", 0),
             resources={k: v for k, v in actors.resources.items() if k not in ("CPU", "GPU")} or None,
             max_restarts=actors.max_failures,
-            max_task_retries=actors.max_failures,
+            max_task_retries=-1,  # of a node that is just dying many tries fail; its deaths are bounded above
         )
     done = Done()
     try:

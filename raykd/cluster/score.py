@@ -72,7 +72,7 @@ def scorers(job: Job, cluster: Cluster) -> Iterator[ActorScorer | None]:
         num_gpus=place.resources.get("GPU", 0),
         resources=custom or None,
         max_restarts=place.max_failures,
-        max_task_retries=place.max_failures,
+        max_task_retries=-1,  # of a node that is just dying many tries fail; its deaths are bounded above
     )
     threads = resources.threads(place.threads, 1 + count)
     arguments = (job.teacher, wanted.dtype, columns, wanted.k, threads)
