@@ -43,6 +43,11 @@ def save(folder: Path, student: Any, optimizer: Any, cursor: dict[str, Any], ran
         raise TrainingError(f"{folder}: the checkpoint cannot be written: {_first_line(error)}") from None
 
 
+def best_step(folder: Path) -> int:
+    """The step whose model was the best when a checkpoint was written."""
+    return json.loads((folder / CURSOR.format(0)).read_text())["best_step"]
+
+
 def load(folder: Path, student: Any, optimizer: Any) -> dict[str, Any]:
     """Load a checkpoint into a student and its optimizer; returns the cursor. Raises TrainingError if it is damaged."""
     try:

@@ -97,7 +97,7 @@ def _run(options: argparse.Namespace) -> int:
 
     run, student = _execute(options, lambda pipeline, run: pipeline.run(run))
     _report_on(run.path)
-    run.screen.say(f"student: {remote.url(student) or student}")
+    run.screen.say(f"student: {remote.shown(student)}")
     return _left_out(run)
 
 
@@ -166,9 +166,11 @@ def _tune(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from raykd import remote, sweep_report
+    from raykd.run import bring
 
     folder = remote.folder(options.run)
-    remote.fetch(folder)
+    if remote.url(folder):
+        bring(folder)
     if (folder / sweep_report.SEARCHED).exists():
         _report_on_sweep(sweep_report.write(folder), folder)
     else:
@@ -196,7 +198,7 @@ def _report_on(folder: Path) -> None:
         print(f"{arm:>12}  " + "  ".join(f"{name} {value:.2f}" for name, value in values.items()))
     for warning in found["warnings"]:
         print(f"warning: {warning}")
-    print(f"report: {remote.url(folder / 'report.html') or folder / 'report.html'}")
+    print(f"report: {remote.shown(folder / 'report.html')}")
 
 
 def _show(options: argparse.Namespace) -> int:

@@ -351,8 +351,8 @@ class _Index:
 
     def _never(self, missing: np.ndarray) -> bool:
         """Whether the teacher refused all that is missing. Raises TrainingError where it gave up."""
-        remote.fetch(self.said)
-        said = json.loads(self.said.read_text()) if self.said.exists() else {"refused": [], "failed": None}
+        held = remote.tail(self.said, 0)
+        said = json.loads(held) if held else {"refused": [], "failed": None}
         if said["failed"]:
             raise TrainingError(f"the teacher, which is followed, stopped: {said['failed']}")
         refused = np.array([bytes.fromhex(key) for key in said["refused"]], "S16")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,13 +17,17 @@ from fsspec.core import url_to_fs
 
 from raykd.errors import RunError
 
-COPIES = Path(tempfile.gettempdir()) / f"raykd-{os.getuid()}"  # the same on every machine
+COPIES = Path(f"/tmp/raykd-{os.getuid()}")  # the same on every machine
 STAYING = ("logs", "checkpoints")  # folders that are not copied: Ray's chatter, and what Ray Train itself keeps there
 
 
 def folder(output: str) -> Path:
-    """Where to work on what is kept at `output`, a URL or a folder."""
+    """Where to work on what is kept at `output`, a URL or a folder. Raises RunError for a URL without a bucket."""
     protocol, _, path = output.partition("://")
+    if protocol == "file" and path:
+        return Path(path)
+    if path.startswith("/"):
+        raise RunError(f"{output}: expected a URL with a bucket or host, such as s3://bucket/runs")
     return COPIES / protocol / path if path else Path(output)
 
 
@@ -34,6 +37,11 @@ def url(path: str | Path) -> str | None:
         return None
     protocol, *parts = Path(path).relative_to(COPIES).parts
     return f"{protocol}://{'/'.join(parts)}"
+
+
+def shown(path: str | Path) -> str:
+    """What to call a path before a user."""
+    return url(path) or str(path)
 
 
 def machine() -> str:
@@ -75,8 +83,6 @@ def fetch(*paths: str | Path) -> set[Path]:
             for source, stamp in _listed(system, root).items():
                 parts = [part for part in source[len(root) :].split("/") if part]
                 file = path.joinpath(*parts)
-                if _stays(parts):
-                    continue
                 found.add(file)
                 if not file.exists() or _stamp(file) != stamp:
                     part = file.with_name(f".{file.name}.{os.getpid()}")
@@ -137,7 +143,12 @@ def _listed(system: Any, root: str) -> dict[str, tuple[int, float]]:
         found = system.find(root, detail=True)
     except FileNotFoundError:
         return {}
-    return {name: (info["size"], system.modified(name).timestamp()) for name, info in found.items()}
+    kept = {}
+    for name, info in found.items():
+        if not _stays(name[len(root) :].split("/")):
+            with suppress(FileNotFoundError):  # taken away meanwhile
+                kept[name] = (info["size"], system.modified(name).timestamp())
+    return kept
 
 
 @contextmanager

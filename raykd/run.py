@@ -97,15 +97,14 @@ class Run:
         self.path = path or remote.folder(self.recipe.output) / self.recipe.name
         self.stores = f"{self.recipe.output}/stores"
         saved = self.path / "recipe.yaml"
-        held = remote.fetch(self.path)
-        for left in files(self.path, MANIFEST) if remote.url(self.path) else []:
-            if left not in held:  # of a stage that never got there, or was removed
-                left.unlink()
+        if remote.url(self.path):
+            self._take()  # whoever works in this copy is not to be disturbed
+            bring(self.path)
         if saved.exists() and any(m["kind"] in COSTLY for m in manifests(self.path)):
             changed = recipes.differences(recipes.load(saved), self.recipe)
             if changed:
                 raise RunError(
-                    f"{self.path} holds another recipe ({'; '.join(changed[:3])}): "
+                    f"{remote.shown(self.path)} holds another recipe ({'; '.join(changed[:3])}): "
                     "give the run another name, or remove the folder"
                 )
         write_text(saved, recipes.dump(self.recipe))
@@ -113,11 +112,17 @@ class Run:
 
     def __enter__(self) -> Run:
         """Take the folder for this process alone. Raises RunError where another run has it."""
+        if self.held is None:
+            self._take()
+        return self
+
+    def _take(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
         self.held = open(self.path / ".lock", "w")
         for wait in range(LOCK_SECONDS + 1):
             try:
                 fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return self
+                return
             except BlockingIOError:
                 if wait == 1:
                     self.screen.say(f"waiting for what still works in {self.path}")
@@ -144,9 +149,8 @@ class Run:
             old = read_manifest(manifest)
             if old["fingerprint"] != mark:
                 changed = [k for k in inputs if old["inputs"].get(k) != json.loads(json.dumps(inputs[k], default=str))]
-                raise RunError(
-                    f"{folder} was made from other inputs ({', '.join(changed)}): remove it to make it again"
-                )
+                made = f"{remote.shown(folder)} was made from other inputs ({', '.join(changed)})"
+                raise RunError(f"{made}: remove it to make it again")
             if name not in self.known:
                 self.screen.say(f"{name}: complete, nothing to do")
             self.known.add(name)
@@ -215,6 +219,14 @@ def read_manifest(path: Path) -> dict:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: damaged manifest: {error}") from None
+
+
+def bring(path: Path) -> None:
+    """Make the copy of a run folder what is kept at its URL, as far as complete stages go."""
+    held = remote.fetch(path)
+    for left in files(path, MANIFEST):
+        if left not in held:  # of a stage that never got there, or was removed
+            left.unlink()
 
 
 def files(path: Path, name: str) -> list[Path]:

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from importlib import metadata
@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from raykd import card, data, metrics, models, prompts, pseudo_targets, remote, tasks
 from raykd import recipe as recipes
 from raykd.data import Example, Lineage, chunk_order
-from raykd.errors import DataError, RecipeError
+from raykd.errors import DataError, RecipeError, RunError
 from raykd.recipe import (
     WITHOUT_TEACHER,
     Answers,
@@ -169,6 +169,7 @@ def check(run: Run) -> None:
     environment = run.path / "environment.json"
     if not environment.exists():
         write_json(environment, _environment())
+        remote.send(environment)
 
 
 def _format(run: Run) -> tasks.Format:
@@ -340,7 +341,7 @@ def _train(
 
         for file, text in texts.items():
             write_text(stage / f"{file}.jsonl", text)
-        remote.send(stage)
+        remote.send(*(stage / f"{file}.jsonl" for file in texts))
         job = Job(
             name=name,
             run=run.recipe.name,
@@ -620,7 +621,8 @@ def _said(path: Path) -> Iterator[Callable[[dict[bytes, str]], None]]:
 
     def write(failed: str | None) -> None:
         write_json(path, {"refused": known, "failed": failed})
-        remote.send(path)
+        with suppress(RunError):  # who follows waits a little longer
+            remote.send(path)
 
     def said(refused: dict[bytes, str]) -> None:
         if len(refused) > len(known):

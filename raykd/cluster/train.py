@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +18,16 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from raykd import remote
 from raykd.cluster import counters, resources, score
-from raykd.errors import RaykdError, TrainingError
+from raykd.errors import RaykdError, RunError, TrainingError
 from raykd.recipe import Cluster
-from raykd.run import fingerprint
+from raykd.run import fingerprint, write_json
 
 if TYPE_CHECKING:
     from raykd.training import Job
 
 LOG = "log.jsonl"  # in a training's folder: all its numbers
 ERROR = "error.txt"  # in a training's folder: why one of its workers gave up
+BEST = "best.json"  # in a training's folder at a URL: {step}, whose model is there; gone while another is sent
 POLL, REMOTE_POLL = 1.0, 10.0  # seconds between looks at a training's log, for the bars
 
 
@@ -33,22 +35,27 @@ def _worker(config: dict) -> dict:
     """The body of a Ray Train worker."""
 
     def report(metrics: dict, folder: Path) -> None:
-        if first:
-            remote.send(Path(job.folder) / LOG, Path(job.folder) / "tensorboard")
+        if first and remote.url(job.folder):
+            with suppress(RunError):  # then the model is made again from the checkpoint
+                _send(Path(job.folder), checkpoints.best_step(folder))
         ray_train.report(metrics, checkpoint=ray_train.Checkpoint.from_directory(str(folder)))
 
-    from raykd import training  # here, so that Ray's own processes need not load torch and transformers
+    from raykd import checkpoints, training  # here, so that Ray's own processes need not load torch and transformers
 
     job = config["job"]
     first = ray_train.get_context().get_world_rank() == 0
     said = Path(job.folder) / ERROR
     Path(job.folder).mkdir(parents=True, exist_ok=True)
-    remote.fetch(said, *training.needs(job), *([job.folder] if first else []))
+    there = remote.fetch(said, *training.needs(job), *([job.folder] if first else []))
+    if remote.url(said) and said not in there:
+        said.unlink(missing_ok=True)
     if said.exists():  # of the workers before these
         return {"error": said.read_text()}
     held = ray_train.get_checkpoint()
     try:
         with held.as_directory() if held else nullcontext() as folder:
+            if folder and first and remote.url(job.folder):
+                _trusted(Path(job.folder), checkpoints.best_step(Path(folder)))
             result = training.train(job, report, Path(folder) if folder else None, config["scorer"])
         if first:
             remote.send(job.folder)
@@ -61,6 +68,24 @@ def _worker(config: dict) -> dict:
         raise  # which ends the other workers, who may be waiting for this one
 
 
+def _send(folder: Path, best_step: int) -> None:
+    """Send what a training has so far; a model that is half sent is never taken for a whole one."""
+    best = folder / BEST
+    if not best.exists() or json.loads(best.read_text())["step"] != best_step:
+        remote.remove(best)
+        remote.send(folder / "model")
+        write_json(best, {"step": best_step})
+    remote.send(*(folder / name for name in (LOG, "tensorboard", "trackers.json", BEST)))
+
+
+def _trusted(folder: Path, best_step: int) -> None:
+    """Take away a model that is not the one of a checkpoint's best step."""
+    best = remote.tail(folder / BEST, 0)
+    if best is None or json.loads(best)["step"] != best_step:
+        shutil.rmtree(folder / "model", ignore_errors=True)
+        (folder / BEST).unlink(missing_ok=True)
+
+
 def together(count: int, cluster: Cluster) -> tuple[int, int]:
     """How many of `count` trainings run at the same time, and the CPU threads of each of their workers."""
     workers, (least, most) = cluster.student, cluster.student.bounds()
@@ -71,13 +96,14 @@ def together(count: int, cluster: Cluster) -> tuple[int, int]:
 def fit(job: Job, cluster: Cluster, progress: Callable[[int, str], None], callbacks: Sequence[Any] = ()) -> dict:
     """Train a job; its result, as `training.train` returns it. May be called from several threads at once.
 
-    `progress(step, note)` is called about once a second. A job whose folder holds a checkpoint goes on from
-    there. Raises TrainingError, in one line.
+    `progress(step, note)` is called about once a second, at a URL after evaluations. A job whose folder holds a
+    checkpoint goes on from there. Raises TrainingError, in one line.
     """
     workers = cluster.student
     gpu = workers.resources.get("GPU", 0) > 0
     kept = workers.storage or remote.url(job.folder)
-    system, place = _storage(kept) if kept else (None, str(Path(job.folder).absolute()))
+    field = "cluster.student.storage" if workers.storage else "output"
+    system, place = _storage(kept, field) if kept else (None, str(Path(job.folder).absolute()))
     ended = threading.Event()
     watcher = threading.Thread(target=_watch, args=(job, progress, ended), daemon=True)
     said = Path(job.folder) / ERROR
@@ -107,6 +133,8 @@ def fit(job: Job, cluster: Cluster, progress: Callable[[int, str], None], callba
         try:
             result: Any = trainer.fit().return_value
         except ray_train.TrainingFailedError as error:
+            with suppress(RunError):
+                remote.fetch(said)
             raise TrainingError(said.read_text() if said.exists() else _cause(job, error)) from error
         finally:
             ended.set()
@@ -117,13 +145,13 @@ def fit(job: Job, cluster: Cluster, progress: Callable[[int, str], None], callba
     return result
 
 
-def _storage(url: str) -> tuple[Any, str]:
+def _storage(url: str, field: str) -> tuple[Any, str]:
     """The file system and path of any URL that fsspec knows. Raises TrainingError where it cannot be written."""
     try:
         system, path = url_to_fs(url)
         system.makedirs(path, exist_ok=True)
     except Exception as error:  # of as many kinds as there are file systems
-        raise TrainingError(f"cluster.student.storage: {url}: {str(error).splitlines()[0]}") from None
+        raise TrainingError(f"{field}: {url}: {str(error).splitlines()[0]}") from None
     return PyFileSystem(FSSpecHandler(system)), path
 
 
@@ -146,7 +174,10 @@ def _watch(job: Job, progress: Callable[[int, str], None], ended: threading.Even
     over = False
     while not over:
         over = ended.wait(POLL if remote.url(log) is None else REMOTE_POLL)  # once more after the end
-        new = remote.tail(log, offset)
+        try:
+            new = remote.tail(log, offset)
+        except RunError:
+            continue
         if new is None:
             offset = 0
             continue

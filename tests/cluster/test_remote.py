@@ -14,6 +14,7 @@ from ray_head import asked, head
 from test_end_to_end import TRAINING, recipe
 
 from raykd import remote
+from raykd.cluster import train
 from raykd.errors import RunError
 
 TEACHER = {"engine": {"kind": "scripted", "function": "raykd.engines.scripted:echo"}, "prompt": "{input} =>"}
@@ -64,6 +65,41 @@ def test_files_go_from_machine_to_machine(machines, bucket):
     assert not (folder / "y").exists() and bucket.find("place/runs") == ["place/runs/a/stage/x"]
 
 
+def test_a_model_that_is_half_sent_is_not_taken(machines, bucket, monkeypatch):
+    machines("one")
+    one = remote.folder("s3://place/runs") / "a/distilled"
+    (one / "model").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (one / "model" / name).write_text("100")
+    train._send(one, 100)
+
+    machines("two")
+    two = remote.folder("s3://place/runs") / "a/distilled"
+    remote.fetch(two)
+    train._trusted(two, 100)
+    assert (two / "model/model.safetensors").read_text() == "100"
+
+    machines("one")
+    for name in ("config.json", "model.safetensors"):
+        (one / "model" / name).write_text("of step 200")
+    put = bucket.put_file
+
+    def fails(local, target):
+        if target.endswith("safetensors"):
+            raise OSError("the node is gone")
+        put(local, target)
+
+    monkeypatch.setattr(bucket, "put_file", fails)
+    with pytest.raises(RunError, match="the node is gone"):
+        train._send(one, 200)
+
+    machines("two")
+    remote.fetch(two)
+    assert (two / "model/config.json").read_text() == "of step 200"
+    train._trusted(two, 100)  # the checkpoint is the one before
+    assert not (two / "model").exists()
+
+
 def test_other_paths_are_left_alone(tmp_path):
     file = tmp_path / "file"
     file.write_text("abc")
@@ -77,6 +113,8 @@ def test_other_paths_are_left_alone(tmp_path):
 
 def test_what_cannot_be_reached_is_one_line(tmp_path, machines, bucket):
     machines("one")
+    with pytest.raises(RunError, match="^hdfs:///runs: expected a URL with a bucket or host"):
+        remote.folder("hdfs:///runs")
     for output in ("s3://nobodys/runs", "nowhere://x/runs"):
         file = remote.folder(output) / "a"
         file.parent.mkdir(parents=True)
