@@ -45,7 +45,11 @@ def save(folder: Path, student: Any, optimizer: Any, cursor: dict[str, Any], ran
 
 def best_step(folder: Path) -> int:
     """The step whose model was the best when a checkpoint was written."""
-    return json.loads((folder / CURSOR.format(0)).read_text())["best_step"]
+    return _cursor(folder)["best_step"]
+
+
+def _cursor(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / CURSOR.format(0)).read_text())
 
 
 def load(folder: Path, student: Any, optimizer: Any) -> dict[str, Any]:
@@ -56,7 +60,7 @@ def load(folder: Path, student: Any, optimizer: Any) -> dict[str, Any]:
                 found = (folder / name).stat().st_size if (folder / name).exists() else 0
                 if found != size:
                     raise ValueError(f"{name} has {found} bytes, not the {size} that were written")
-        cursor = json.loads((folder / CURSOR.format(0)).read_text())
+        cursor = _cursor(folder)
         weights, state = get_state_dict(student, optimizer, options=_options(student))
         held = {"model": weights, "optimizer": state}
         with _quiet():

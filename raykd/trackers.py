@@ -32,7 +32,7 @@ from urllib.request import url2pathname
 from raykd.recipe import Mlflow, Tracker, Wandb, flat
 from raykd.run import put
 
-IDS = "trackers.json"
+LOG, TENSORBOARD, IDS = FILES = ("log.jsonl", "tensorboard", "trackers.json")  # in a training's folder
 OPEN_SECONDS = 30  # how long W&B is asked for a run
 CLOSE_SECONDS = 60  # how long the end of a training waits for what is not sent yet
 MLFLOW_LETTERS = 6000  # of a parameter's value, at most
@@ -66,7 +66,7 @@ class Log:
     ):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "log.jsonl"
+        path = folder / LOG
         put(path, "".join(line + "\n" for line in _lines_until(path, step)).encode())
         self.file = open(path, "a", encoding="utf-8", buffering=1)
         os.environ.update(NO_USAGE_STATS)
@@ -171,7 +171,7 @@ def _tensorboard(folder: Path, step: int, settings: dict[str, Any]) -> tuple[Wri
     """Event files; what those of an earlier attempt hold beyond `step` is marked as void."""
     from torch.utils.tensorboard import SummaryWriter
 
-    events = folder / "tensorboard"
+    events = folder / TENSORBOARD
     if not step:
         shutil.rmtree(events, ignore_errors=True)
     writer = SummaryWriter(str(events), purge_step=step + 1)

@@ -461,10 +461,7 @@ class _Run:
     def _easy(self, mine: list[torch.Tensor]) -> list[torch.Tensor]:
         """ATKD's easy tokens, told from the hard ones over all that every worker gives."""
         own = torch.cat([torch.zeros(0, dtype=torch.float64), *(one.double() for one in mine)])
-        everyone: list[Any] = [own]
-        if self.world > 1:
-            everyone = [None] * self.world
-            dist.all_gather_object(everyone, own)
+        everyone = _everyones(own)
         share = next(loss.hard_share for loss in self.losses if loss.kind == "atkd")
         easy = divergences.easy_tokens(torch.cat(everyone), share)
         start = sum(len(one) for one in everyone[: self.rank])
@@ -566,11 +563,7 @@ class _Run:
             )
             if number < len(mine):
                 answers |= dict(zip(piece.tolist(), texts, strict=True))
-        everyone: list[Any] = [answers]
-        if self.world > 1:
-            everyone = [None] * self.world
-            dist.all_gather_object(everyone, answers)
-        whole = {place: text for part in everyone for place, text in part.items()}
+        whole = {place: text for part in _everyones(answers) for place, text in part.items()}
         right = [
             [text]
             for text in tokenizer.batch_decode([found.target(i).tolist() for i in targets], skip_special_tokens=True)

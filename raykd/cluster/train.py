@@ -21,11 +21,11 @@ from raykd.cluster import counters, resources, score
 from raykd.errors import RaykdError, RunError, TrainingError
 from raykd.recipe import Cluster
 from raykd.run import fingerprint, write_json
+from raykd.trackers import FILES, LOG
 
 if TYPE_CHECKING:
     from raykd.training import Job
 
-LOG = "log.jsonl"  # in a training's folder: all its numbers
 ERROR = "error.txt"  # in a training's folder: why one of its workers gave up
 BEST = "best.json"  # in a training's folder at a URL: {step}, whose model is there; gone while another is sent
 POLL, REMOTE_POLL = 1.0, 10.0  # seconds between looks at a training's log, for the bars
@@ -75,7 +75,7 @@ def _send(folder: Path, best_step: int) -> None:
         remote.remove(best)
         remote.send(folder / "model")
         write_json(best, {"step": best_step})
-    remote.send(*(folder / name for name in (LOG, "tensorboard", "trackers.json", BEST)))
+    remote.send(*(folder / name for name in (*FILES, BEST)))
 
 
 def _trusted(folder: Path, best_step: int) -> None:
