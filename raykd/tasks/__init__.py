@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import random
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -17,11 +18,11 @@ class Format:
     """What the targets of a task look like.
 
     invalid(input, answer)  why the answer cannot be a target of the input, in one line; None where it can
-    repair(input, answer)   the nearest answer that can; a well-formed one unchanged
+    repair(input, answer)   the nearest answer that can, a well-formed one unchanged; None where none is near
     """
 
     invalid: Callable[[str, str], str | None]
-    repair: Callable[[str, str], str]
+    repair: Callable[[str, str], str | None]
 
 
 # name -> where it is; a module is loaded when its format is asked for
@@ -39,20 +40,27 @@ TEXT = Format(lambda text, answer: None, lambda text, answer: answer)
 
 
 def of_labels(labels: Sequence[str]) -> Format:
-    """One of the labels and nothing else; an answer is repaired to the one it names last, else to the most similar."""
+    """One of the labels and nothing else; an answer is repaired to the one it names last, else to the most similar.
+
+    Named is a whole word or number, in capitals or not; of labels in one place the longest. To what has nothing in
+    common with any label none is near.
+    """
+    by_length = sorted(labels, key=len, reverse=True)
+    named = re.compile(rf"(?<!\w)(?<!\d\.)(?:{'|'.join(map(re.escape, by_length))})(?!\w|\.\d)", re.IGNORECASE)
+    lower = {label.lower(): label for label in reversed(labels)}
 
     def invalid(text: str, answer: str) -> str | None:
         return None if answer.strip() in labels else f"{answer.strip()!r:.40} is none of the labels"
 
-    def repair(text: str, answer: str) -> str:
+    def repair(text: str, answer: str) -> str | None:
         if invalid(text, answer) is None:
             return answer
-        low = answer.lower()
-        places = {label: low.rfind(label.lower()) for label in sorted(labels, key=len)}
-        last = max(places, key=lambda label: (places[label], len(label)))
-        if places[last] >= 0:
-            return last
-        return max(labels, key=lambda label: difflib.SequenceMatcher(None, label.lower(), low).ratio())
+        found = named.findall(answer)
+        if found:
+            return found[-1] if found[-1] in labels else lower[found[-1].lower()]
+        near = {label: difflib.SequenceMatcher(None, label.lower(), answer.lower()).ratio() for label in labels}
+        best = max(labels, key=lambda label: near[label])
+        return best if near[best] else None
 
     return Format(invalid, repair)
 

@@ -10,8 +10,25 @@ def test_a_label_is_one_of_the_student_s():
     form = tasks.get("labels", ["book", "playlist", "play"])
     assert [form.invalid("x", answer) for answer in ("play", " book\n")] == [None, None]
     assert form.invalid("x", "Play") == "'Play' is none of the labels"
-    answers = ["Play", "not play but book", "It is PLAYLIST.", "plaayl", "", " play "]
-    assert [form.repair("x", a) for a in answers] == ["play", "book", "playlist", "play", "book", " play "]
+    answers = ["Play", "not play but book", "It is PLAYLIST.", "plaayl", "", "???", " play "]
+    assert [form.repair("x", a) for a in answers] == ["play", "book", "playlist", "play", None, None, " play "]
+
+
+@pytest.mark.parametrize(
+    ("labels", "answer", "named"),
+    [
+        (["entailment", "not_entailment"], "not_entailment.", "not_entailment"),
+        (["entailment", "not_entailment"], "The answer is Not_Entailment", "not_entailment"),
+        (["positive", "not positive"], "It is not positive.", "not positive"),
+        (["relevant", "irrelevant"], "Irrelevant", "irrelevant"),
+        (["A", "B", "C", "D"], "B) Paris", "B"),
+        (["A", "B", "C", "D"], "B because it is", "B"),
+        (["0", "1"], "1 (confidence 0.9)", "1"),
+        (["a", "A"], "it is A", "A"),
+    ],
+)
+def test_a_label_is_named_by_whole_words_and_the_longest_counts(labels, answer, named):
+    assert tasks.get("labels", labels).repair("x", answer) == named
 
 
 @pytest.mark.parametrize(
