@@ -61,8 +61,11 @@ def parse(text: str) -> list[Tree]:
     return whole[1]
 
 
-def clean(tree: Tree) -> Tree | None:
-    """A gold tree without traces, function tags and a root that says nothing; None where no word is left."""
+def clean(tree: Tree, root: bool = False) -> Tree | None:
+    """A gold tree without traces and function tags; None where no word is left.
+
+    Without a root that says nothing as well, unless `root`: the release writes a bracket for it.
+    """
 
     def one(tree: Tree) -> Tree | None:
         label, children = tree
@@ -76,7 +79,7 @@ def clean(tree: Tree) -> Tree | None:
         return (_bare(label) or "TOP", kept) if kept else None  # no target form has labels that are empty
 
     found = one(tree)
-    while found and found[0] in ROOTS and len(found[1]) == 1 and not isinstance(found[1][0], str):
+    while not root and found and found[0] in ROOTS and len(found[1]) == 1 and not isinstance(found[1][0], str):
         found = found[1][0]
     return found
 
@@ -387,33 +390,35 @@ def penn(
     for number, article, text in _trees(path):
         try:
             text.encode("utf-8")
-            found = [tree for tree in map(clean, parse(text)) if tree]
-            if len(found) != 1:
-                raise ValueError(f"{len(found)} trees with words")
+            whole = [tree for tree in (clean(one, root=True) for one in parse(text)) if tree]
+            if len(whole) != 1:
+                raise ValueError(f"{len(whole)} trees with words")
         except ValueError as error:
             bad.append(f"line {number}: {'not UTF-8' if isinstance(error, UnicodeEncodeError) else error}")
             continue
         rows = groups.setdefault(article, [])  # before any row is left out, so that a part is the same without them
-        tree = found[0]
-        if lower:
-            tree = _lowered(tree)
+        rooted = _lowered(whole[0]) if lower else whole[0]
+        tree = clean(rooted)
+        assert tree
         words = [word for word, _ in leaves(tree)]
         name = " ".join(words)
         if name in seen or max_words is not None and len(words) > max_words:
             continue
         seen.add(name)
-        row = {"id": f"{Path(path).name.partition('.')[0]}:{number}", "input": name, "target": FORMS[form](tree)}
+        target = FORMS[form](rooted if form == "release" else tree)
+        row = {"id": f"{Path(path).name.partition('.')[0]}:{number}", "input": name, "target": target}
         rows.append({**row, "references": [one_line(tree)]})
     rows = [row for name in part_of(groups, part, shares, seed) for row in groups[name]]
     random.Random(seed).shuffle(rows)
     return bad + rows
 
 
-def translation(path: str) -> Iterator[dict | str]:
+def translation(path: str, *, silver: bool = False) -> Iterator[dict | str]:
     """The rows of MCKD's own files, `{"translation": {"unparsed", "unlabeled", "parsed"}}` a line.
 
-    `unparsed` is the input, `unlabeled` the target, `parsed` the gold tree, each but the first optional. A line that
-    cannot be read is a text. Raises DataError for a file that cannot be read.
+    `unparsed` is the input, `unlabeled` the target, `parsed` the gold tree, each but the first optional. `silver`: what
+    stands under `unlabeled` is a model's, so a row has no target: pseudo-targets are not to be scored against it. A
+    line that cannot be read is a text. Raises DataError for a file that cannot be read.
     """
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
@@ -428,7 +433,7 @@ def translation(path: str) -> Iterator[dict | str]:
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError):  # a number of thousands of digits
             yield f'line {number}: not {{"translation": {{"unparsed", "unlabeled", "parsed"}}}}'
         else:
-            row = {"id": f"{Path(path).stem}:{number}", "input": cells[0], "target": cells[1]}
+            row = {"id": f"{Path(path).stem}:{number}", "input": cells[0], "target": None if silver else cells[1]}
             yield row | ({"references": [cells[2]]} if cells[2] else {})
 
 
