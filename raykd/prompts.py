@@ -54,7 +54,7 @@ def _completion(prompt: Completion, fill: Callable[[str], str]) -> Callable[...,
 
     def write(text: str, shown: list[Example]) -> str:
         examples = "".join(f"{before}{fill(shot.input)}{between}{shot.target}{after}" for shot in shown)
-        return examples + before + fill(text) + between.rstrip()  # the blank before a target is the target's
+        return examples + before + fill(text) + between.rstrip(" ")  # the blank before a target is the target's
 
     return write
 

@@ -32,6 +32,8 @@ def test_a_completion_shows_its_examples_first():
     assert prompts.renderer(prompt, SHOTS)(["c"]) == ["a b => A B\n\n{input} {x} => C\n\nc =>"]
     prompt = Completion(kind="completion", template="{input}", shot="Q: {prompt}\nA: {target}\n", shots=first(1))
     assert prompts.renderer(prompt, SHOTS)(["c"]) == ["Q: a b\nA: A B\nQ: c\nA:"]
+    prompt = Completion(kind="completion", template="{input}", shot="{prompt}\n{target}\n\n", shots=first(1))
+    assert prompts.renderer(prompt, SHOTS)(["c"]) == ["a b\nA B\n\nc\n"]  # a line's end is not the target's
 
 
 def test_a_chat_is_written_by_the_tokenizer(shared_tokenizer):

@@ -243,13 +243,18 @@ class VllmEngine:
             return None
         return payload.k if isinstance(payload, TopKPayload) else 0
 
+    def _detokenizes(self) -> bool:
+        """Whether the engine writes texts itself, which stop strings ask for."""
+        options = self.opening.sampling.options
+        return bool(options.get("detokenize", options.get("stop")))
+
     def _parameters(self, samples: range) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         sampling = self.opening.sampling
         options = {"stop_token_ids": [self.tokenizer.eos_token_id], **sampling.options}
-        options.setdefault("detokenize", bool(options.get("stop")))  # else whole texts are decoded at the end
+        options["detokenize"] = self._detokenizes()  # else whole texts are decoded at the end
         try:
             return SamplingParams(
                 n=len(samples),
@@ -272,7 +277,7 @@ class VllmEngine:
             ids = np.asarray(sample.token_ids, np.int32)
             self.output_tokens += len(ids)
             logprobs, payload = self._recorded(sample.logprobs, len(ids))
-            text = sample.text or self.tokenizer.decode(ids, skip_special_tokens=True)
+            text = sample.text if self._detokenizes() else self.tokenizer.decode(ids, skip_special_tokens=True)
             found.append(Answer(text.strip(), ids, logprobs, sample.finish_reason or "stop", payload))
         return found
 
