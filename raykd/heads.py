@@ -54,20 +54,23 @@ def tensor(task: Task, targets: list[np.ndarray]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def answers(model: Any, task: Task, sources: list, pad: int) -> list[list[int]]:
-    """What a model says to encoded prompts, as numbers."""
+def answers(model: Any, task: Task, sources: list, pad: int) -> list[tuple[list[int], list[float]]]:
+    """What a model says to encoded prompts, as numbers, and the log-probability of each; a regression has none."""
     tensors = {name: t.to(model.device) for name, t in batches.pad_right(sources, pad).items()}
     found = model(**tensors)
     if task == "classification":
-        return found.logits.argmax(1, keepdim=True).tolist()
+        logprobs, classes = found.logits.float().log_softmax(1).max(1, keepdim=True)
+        return list(zip(classes.tolist(), logprobs.tolist(), strict=True))
     if task == "regression":
-        return [[int(np.float32(value).view(np.int32))] for value in found.logits[:, 0].tolist()]
+        return [([int(np.float32(value).view(np.int32))], []) for value in found.logits[:, 0].tolist()]
     hidden = tensors["attention_mask"] == 0
     start, end = (x.float().masked_fill(hidden, -1e30) for x in (found.start_logits, found.end_logits))
     width = start.shape[1]
     allowed = torch.ones(width, width, dtype=torch.bool, device=start.device).triu().tril(LONGEST - 1)
     both = (start[:, :, None] + end[:, None, :]).masked_fill(~allowed, -torch.inf).flatten(1).argmax(1)
-    return [[int(at) // width, int(at) % width] for at in both]
+    places = torch.stack([both // width, both % width], 1)
+    logprobs = torch.stack([start.log_softmax(1), end.log_softmax(1)], 1).gather(2, places[:, :, None])[:, :, 0]
+    return list(zip(places.tolist(), logprobs.tolist(), strict=True))
 
 
 def text(task: Task, labels: Sequence[str] | None, tokenizer: Any, source: Any, said: Any) -> str:

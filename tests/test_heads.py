@@ -64,12 +64,18 @@ def test_a_head_is_learnt_served_and_distilled(tmp_path, shared_tokenizer, task)
         Opening(TransformersEngine(kind="transformers"), result["model"], Sampling(), 0, 1, special_tokens=True)
     )
     fresh = rows(task, 700)[600:]
-    answers = [answer[0].text for answer in engine.generate([row["input"] for row in fresh])]
+    said = [answer[0] for answer in engine.generate([row["input"] for row in fresh])]
+    answers = [answer.text for answer in said]
+    assert {len(answer.logprobs) for answer in said} == {{"classification": 1, "regression": 0, "span": 2}[task]}
+    assert all((answer.logprobs <= 0).all() for answer in said)
     if task == "regression":
         errors = [abs(float(a) - float(r["target"])) for a, r in zip(answers, fresh, strict=True)]
         assert sum(errors) / len(errors) < 0.05
     else:
-        assert sum(a == r["target"] for a, r in zip(answers, fresh, strict=True)) > 85
+        right = [a == r["target"] for a, r in zip(answers, fresh, strict=True)]
+        assert sum(right) > 85
+        surest = sorted(range(len(said)), key=lambda at: -said[at].logprobs.mean())[:50]
+        assert sum(right[at] for at in surest) >= sum(right) / 2
     assert isinstance(engine.generate(["a " * 40])[0], Refusal)
     with pytest.raises(EngineError, match="answers once"):
         engine.generate(["a"], range(2))

@@ -27,7 +27,7 @@ class Answer(NamedTuple):
 
     text: str
     token_ids: np.ndarray  # (T,) int32
-    logprobs: np.ndarray  # (T,) float32, natural, at temperature 1; empty where the engine has none
+    logprobs: np.ndarray  # (T,) float32, natural, at temperature 1, or of what a head says; empty where there are none
     finish_reason: str  # stop | length
     payload: dict[str, np.ndarray] = {}
 

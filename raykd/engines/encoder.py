@@ -13,7 +13,6 @@ from raykd.errors import EngineError
 from raykd.recipe import Checkpoint, Task
 
 BATCH_TOKENS = 8192
-NO_LOGPROBS = np.zeros(0, np.float32)
 
 
 class EncoderEngine:
@@ -50,12 +49,12 @@ class EncoderEngine:
         for piece in batches.by_length([len(rows[at]) for at in fits], BATCH_TOKENS):
             here = [fits[i] for i in piece]
             said = heads.answers(self.model, self.task, [rows[at] for at in here], self.tokenizer.pad_token_id)
-            for at, numbers in zip(here, said, strict=True):
+            for at, (numbers, logprobs) in zip(here, said, strict=True):
                 if self.task == "span":
                     text = heads.stretch(self.tokenizer, prompts[at], numbers)
                 else:
                     text = heads.text(self.task, self.labels, self.tokenizer, rows[at], numbers)
-                found[at] = [Answer(text, np.zeros(0, np.int32), NO_LOGPROBS, "stop")]
+                found[at] = [Answer(text, np.zeros(0, np.int32), np.array(logprobs, np.float32), "stop")]
                 self.prompt_tokens += len(rows[at])
         return found
 
