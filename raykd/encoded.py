@@ -48,7 +48,9 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a JSONL file: {id, input, target, perhaps weight}."""
+    """Rows of a JSONL file: {id, input, target, perhaps weight}; pseudo-targets of one input that follow each other
+    are several targets of one row.
+    """
 
     path: str
 
@@ -266,10 +268,17 @@ def _nested(rows: Sequence[Sequence[Any]], kind: pa.DataType) -> pa.ListArray:
 
 
 def _of_file(source: Rows) -> Iterator[list[Row]]:
+    def asked(row: dict[str, Any]) -> Any:
+        return row["input"] if "by" in row else object()  # which is equal to nothing else
+
     with open(source.path, encoding="utf-8") as file:
-        while lines := list(itertools.islice(file, CHUNK)):
-            rows = [json.loads(line) for line in lines]
-            yield [(r["id"], r["input"], [Target(r["target"], weight=r.get("weight", 1.0))]) for r in rows]
+        found = (list(several) for _, several in itertools.groupby(map(json.loads, file), asked))
+        while rows := list(itertools.islice(found, CHUNK)):
+            yield [(some[0]["id"], some[0]["input"], [_given(row) for row in some]) for some in rows]
+
+
+def _given(row: dict[str, Any]) -> Target:
+    return Target(row["target"], weight=row.get("weight", 1.0))
 
 
 def _of_store(source: Stored) -> Iterator[list[Row]]:
@@ -510,6 +519,13 @@ class Set:
     def id(self, row: int) -> str:
         chunk, at = self._find(self._rows, row)
         return chunk.ids[at].as_py()
+
+    def sources(self) -> Iterator[bytes]:
+        """Of each row the bytes of its input's token ids."""
+        for chunk in self.chunks:
+            values, offsets = chunk.source
+            raw, places = values.tobytes(), (offsets * values.itemsize).tolist()
+            yield from (raw[a:b] for a, b in itertools.pairwise(places))
 
     def source(self, row: int) -> np.ndarray:
         chunk, at = self._find(self._rows, row)

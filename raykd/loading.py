@@ -150,8 +150,7 @@ class Plan:
             judged = Set(dev.reader.all(dev.alive))
             self.dev = (judged, judged.first[:-1])
         else:
-            order = np.random.default_rng([seed, 17]).permutation(len(first))
-            self.held = np.sort(order[: max(1, round(training.holdout * len(first)))])
+            self.held = _held(first, max(1, round(training.holdout * len(first))), seed)
             self.dev = (first, self._chosen(first, self.held, 0))
         if not len(self.dev[1]) or len(first) <= len(self.held):
             counts = f"{len(first) - len(self.held)} rows to train on and {len(self.dev[1])} to judge by"
@@ -222,6 +221,21 @@ class Plan:
             raise DataError("no rows to train on")
         if not new:
             threading.Event().wait(0.05)
+
+
+def _held(found: Set, count: int, seed: int) -> np.ndarray:
+    """Some `count` rows at random, rising: all those of an input or none, and of what counts for nothing none."""
+    names: dict[bytes, int] = {}
+    inputs = np.array([names.setdefault(source, len(names)) for source in found.sources()], np.int64)
+    counts = np.diff(np.concatenate([[0.0], np.cumsum(found.weights, dtype=np.float64)])[found.first]) > 0
+    order = np.random.default_rng([seed, 17]).permutation(len(found))
+    order = order[counts[order]]
+    if len(names) == len(found):
+        return np.sort(order[:count])
+    _, at = np.unique(inputs[order], return_index=True)
+    ends = np.cumsum(np.bincount(inputs)[inputs[order[np.sort(at)]]])
+    chosen = inputs[order[np.sort(at)]][: 1 + np.searchsorted(ends, count)]
+    return np.flatnonzero(np.isin(inputs, chosen))
 
 
 class Loader:

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from transformers import get_scheduler
 
 from raykd import batches, checkpoints, encoded, heads, metrics, models, remote, teaching
 from raykd.encoded import Set
-from raykd.errors import ModelError, RecipeError, TrainingError
+from raykd.errors import DataError, ModelError, RecipeError, TrainingError
 from raykd.loading import Batch, Cursor, Cutter, Encoding, Lengths, Loader, Micro, Plan, each
 from raykd.losses import divergences
 from raykd.losses.teachers import Side
@@ -492,8 +492,8 @@ class _Run:
         loss, counters = found["dev_loss"], self.counters
         if not math.isfinite(loss):
             raise TrainingError(f"{self.job.name}: the dev loss is {loss} at step {counters.step}")
-        value = found[self.settings.choose_by]
-        score = -value if metrics.lower_is_better(self.settings.choose_by) else value
+        by = self.settings.choose_by if self.settings.choose_by in found else "dev_loss"
+        score = -found[by] if metrics.lower_is_better(by) else found[by]
         if score > counters.best:
             counters.best, counters.best_loss, counters.best_step, counters.worse = score, loss, counters.step, 0
         else:
@@ -569,10 +569,7 @@ class _Run:
             for text in tokenizer.batch_decode([found.target(i).tolist() for i in targets], skip_special_tokens=True)
         ]
         texts = [whole[i].strip() for i in range(len(targets))]
-        return {
-            name: metrics.get(name)(texts, [[r.strip() for r in one] for one in right])
-            for name in self.settings.dev_metrics
-        }
+        return self._scores(texts, [[r.strip() for r in one] for one in right])
 
     def _told(self, found: Set, targets: Any, tokenizer: Any) -> dict[str, float]:
         """`_answered` of an encoder's head; every worker answers everything."""
@@ -583,14 +580,22 @@ class _Run:
         ):
             sources = [found.source(int(found.row_of[i])) for i in targets[piece]]
             said = heads.answers(self.student.model, task, sources, tokenizer.pad_token_id)
-            for place, source, numbers in zip(piece.tolist(), sources, said, strict=True):
+            for place, source, (numbers, _) in zip(piece.tolist(), sources, said, strict=True):
                 texts[place] = heads.text(task, labels, tokenizer, source, numbers)
         right = [
             [heads.text(task, labels, tokenizer, found.source(int(found.row_of[i])), found.target(int(i)))]
             for i in targets
         ]
         answers = [texts[i] for i in range(len(targets))]
-        return {name: metrics.get(name)(answers, right) for name in self.settings.dev_metrics}
+        return self._scores(answers, right)
+
+    def _scores(self, answers: list[str], right: list[list[str]]) -> dict[str, float]:
+        """The dev metrics, without those that find nothing to score in what is right, such as no slot."""
+        found = {}
+        for name in self.settings.dev_metrics:
+            with suppress(DataError):
+                found[name] = metrics.get(name)(answers, right)
+        return found
 
 
 def _optimizer(student: Student, settings: Training) -> torch.optim.AdamW:

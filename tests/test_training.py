@@ -5,6 +5,7 @@ import math
 import resource
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from raykd import batches, checkpoints, encoded, models, training
 from raykd.errors import DataError, RecipeError, TrainingError
+from raykd.loading import Encoding, Plan
 from raykd.losses import tokens
 from raykd.losses.tokens import Kind, TokenLoss
 from raykd.recipe import Checkpoint, FromConfig, Lora, Training
@@ -284,3 +286,43 @@ def test_encoded_rows_are_kept(tmp_path, shared_tokenizer, monkeypatch):
     monkeypatch.setattr(encoded, "write", None)
     again = training.train(replace(task, name="again"), nothing)
     assert again["dev_loss"] == first["dev_loss"] and len(list((tmp_path / "tokens").glob("*.arrow"))) == 1
+
+
+def test_inputs_are_held_out_whole_and_their_samples_take_turns(tmp_path, shared_tokenizer):
+    texts = [(row["input"], sample) for row in pairs(40) for sample in range(4)]
+    rows = [
+        {"id": f"{text}#{sample}", "input": text, "target": text.upper()[: sample + 1], "by": "teacher"}
+        for text, sample in texts
+    ]
+    task = job(tmp_path, shared_tokenizer, rows=rows, holdout=0.2, max_steps=None, epochs=2)
+    stats = training.train(task, nothing)["stats"]
+    assert (stats["rows"], stats["dev_rows"]) == (32, 8)  # of 40 inputs
+    alike = [{**row, "id": f"other {row['id']}"} for row in pairs(40)]
+    rows = [row for pair in zip(pairs(40), alike, strict=True) for row in pair] + pairs(40)
+    task = job(tmp_path / "gold", shared_tokenizer, rows=rows, holdout=0.2)
+    encoding = Encoding(Path(task.tokens) / "rows", True, lambda path: written(task, path), lambda value: value)
+    plan = Plan(encoding, task.training, 1, True, None, None)
+    found, _ = plan.dev
+    held = {found.source(row).tobytes() for row in plan.held}
+    assert len(plan.held) == 24 and len(held) == 8  # three rows each
+    assert plan.rows == 96 and not held & {found.source(row).tobytes() for row in range(120) if row not in plan.held}
+
+
+def written(task, path):
+    encoded.write(path, task.source, task.student, None, encoded.Limits("train", 99, 99, "refuse", "refuse", 0))
+
+
+def test_rows_that_count_for_nothing_are_not_judged_by(tmp_path, shared_tokenizer):
+    rows = [{**row, "weight": float(number < 5)} for number, row in enumerate(pairs(100))]
+    task = job(tmp_path, shared_tokenizer, rows=rows, holdout=0.05, max_steps=2, evaluate_every=1)
+    result = training.train(task, nothing)
+    assert result["dev_loss"] > 0.1 and result["stats"]["dev_rows"] == 5
+
+
+def test_a_metric_that_finds_nothing_to_score_is_left_out(tmp_path, shared_tokenizer):
+    reports = []
+    changes = {"dev_metrics": ["chunk_f1", "exact_match"], "choose_by": "chunk_f1", "dev_answer_tokens": 4}
+    task = job(tmp_path, shared_tokenizer, max_steps=20, **changes)
+    result = training.train(task, lambda metrics, folder: reports.append(metrics))
+    assert all("exact_match" in one and "chunk_f1" not in one for one in reports)
+    assert result["score"] == -result["dev_loss"] == -min(one["dev_loss"] for one in reports)
