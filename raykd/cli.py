@@ -112,7 +112,7 @@ def _label(options: argparse.Namespace) -> int:
 
 
 def _left_out(run: Any) -> int:
-    count = len(run.bad_rows())
+    count = run.left_out()
     if count:
         run.screen.say(f"{count} bad rows were left out, as data.max_bad_rows allows: {run.path / 'bad_rows.jsonl'}")
     return 0

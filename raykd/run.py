@@ -20,7 +20,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -193,14 +193,20 @@ class Run:
             (self.path / name).symlink_to((self.shared / name).absolute(), target_is_directory=True)
             self.known.add(name)
 
-    def tolerated(self) -> int:
-        """How many more rows may be left out. Raises DataError where there are too many already."""
-        left = self.recipe.data.max_bad_rows - len(self.bad_rows())
-        if left < 0:
+    def left_out(self, new: Sequence[dict] = ()) -> int:
+        """How many rows complete stages left out, with new ones; a row that several stages name is one."""
+        named = (row["reason"].partition(": ")[0] for row in [*self.bad_rows(), *new] if row["line"] is None)
+        read = ((row["file"], row["line"]) for row in self.bad_rows() if row["line"] is not None)
+        return len(set(named)) + len(set(read))
+
+    def tolerate(self, new: list[dict]) -> None:
+        """Raise DataError, which names the first, where data.max_bad_rows does not allow these beside those before."""
+        most = self.recipe.data.max_bad_rows
+        if new and self.left_out(new) > most:
             raise DataError(
-                f"{self.path / BAD_ROWS}: {len(self.bad_rows())} bad rows, {-left} more than data.max_bad_rows"
+                f"{new[0]['file']}: {new[0]['reason']} ({len(new)} such rows, {self.left_out(new)} in all, "
+                f"data.max_bad_rows is {most})"
             )
-        return left
 
     def bad_rows(self) -> list[dict]:
         """Every row that complete stages left out, as {file, line, reason}."""
