@@ -7,12 +7,13 @@ wrote.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from pipelines import distill
 from raykd import stages
-from raykd.data import Example, Lineage
+from raykd.data import Example, Lineage, load
 from raykd.recipe import Checkpoint, Mckd
 from raykd.run import Run
 from raykd.stages import Labels, Lesson, Sets
@@ -68,10 +69,11 @@ def teacher(run: Run, rows: Sets) -> tuple[Labels, list[list[Example]]]:
     return given, distill.taught(run, rows, given, lineages)
 
 
-def lesson(run: Run, rows: Sets, taught: Taught, **changes) -> Lesson:
-    """What a student learns: pseudo-targets, and gold where the recipe mixes it in."""
+def lesson(run: Run, rows: Sets, taught: Taught, unseen: Sequence[Path] = (), **changes) -> Lesson:
+    """What a student learns: pseudo-targets, and gold where the recipe mixes it in, but of `unseen` inputs."""
     if settings(run).gold and isinstance(taught, list):
-        taught = taught + rows.gold
+        hidden = {example.input for file in unseen for example in load(file)}
+        taught = taught + [example for example in rows.gold if example.input not in hidden]
     return Lesson(taught, weigh=settings(run).weigh, **changes)
 
 
@@ -89,11 +91,13 @@ def round(run: Run, rows: Sets, number: int, parts: list[Taught], before: list[s
     found: dict[int, Labels] = {}
 
     def one(i: int) -> Lesson:
+        others = [files[j] for j in unseen[i]]
+
         def relabel(model: str) -> None:
-            found[i] = stages.relabel(run, f"{at}/labels-by-{i}", model, [files[j] for j in unseen[i]], files[i])
+            found[i] = stages.relabel(run, f"{at}/labels-by-{i}", model, others, files[i])
 
         warm = Checkpoint(kind="checkpoint", path=before[i]) if method.warm_start and before else None
-        return lesson(run, rows, parts[i], model=warm, then=(f"{at}/labels-by-{i}", relabel))
+        return lesson(run, rows, parts[i], others, model=warm, then=(f"{at}/labels-by-{i}", relabel))
 
     trained = stages.train(run, rows, {f"{at}/student-{i}": one(i) for i in range(count)})
     written: list[list[list[Example]]] = [[] for _ in parts]  # of each partition, by each student that labelled it

@@ -88,17 +88,19 @@ def vote(candidates: Sequence[Example]) -> Example:
 
 
 def judged(examples: Sequence[Example], form: Format, rule: str) -> Judged:
-    """What the recipe's rule for invalid answers (keep, drop, repair) leaves of them."""
+    """What the recipe's rule for invalid answers (keep, drop, repair) leaves of them; beyond repair is dropped."""
     kept, dropped, repaired = [], [], 0
     reasons = [form.invalid(example.input, example.target or "") for example in examples]
     for example, reason in zip(examples, reasons, strict=True):
         if reason is None or rule == "keep":
             kept.append(example)
-        elif rule == "drop":
-            dropped.append((example, reason))
         else:
-            kept.append(replace(example, target=form.repair(example.input, example.target or "")))
-            repaired += 1
+            mended = form.repair(example.input, example.target or "") if rule == "repair" else None
+            if mended is None:
+                dropped.append((example, reason))
+            else:
+                kept.append(replace(example, target=mended))
+                repaired += 1
     return Judged(kept, sum(reason is not None for reason in reasons), repaired, dropped)
 
 

@@ -379,7 +379,9 @@ class EndpointEngine(Section):
     )
     concurrency: int = Field(default=16, ge=1, le=1000, description="requests under way, of each replica")
     requests_per_minute: float | None = Field(default=None, gt=0, description="begun at most, by each replica")
-    retries: int = Field(default=6, ge=0, description="of a request, with growing pauses, before the pass stops")
+    retries: int = Field(
+        default=12, ge=0, description="of a request before the pass stops, with growing pauses: 12 take a minute"
+    )
     timeout_seconds: float = Field(default=120, gt=0, description="for an answer")
     price: Price | None = None
 
@@ -643,11 +645,14 @@ class Mckd(Section):
     back_check: BackCheck | None = None
     weigh: Literal["confidence", "agreement"] | None = Field(
         default=None,
-        description="what a label counts for: its mean probability per token, or its score in the back check",
+        description="what a label counts for: its mean probability per token, or its score in the back check (of the "
+        "teacher's labels their share of the vote); where neither is known, 1",
     )
 
     @model_validator(mode="after")
     def _fields_serve(self) -> Mckd:
+        if self.warm_start and self.stages == 2:
+            raise ValueError("warm_start does nothing with 2 stages: their one round has none before it")
         if self.shares is not None:
             if len(self.shares) != self.partitions or min(self.shares) <= 0:
                 raise ValueError(f"shares: expected {self.partitions} numbers above 0, found {self.shares}")
@@ -678,6 +683,9 @@ class GoldOnly(Section):
     )
 
 
+RETRY_TEMPERATURE = 0.7
+
+
 class Answers(Section):
     """What a right answer looks like, and what becomes of answers before a student learns them."""
 
@@ -688,7 +696,7 @@ class Answers(Section):
         default="keep", description="what becomes of an answer that is not of the format; all are counted"
     )
     retries: int = Field(default=0, ge=0, description="times that the teacher is asked again after an invalid answer")
-    retry_temperature: float = Field(default=0.7, gt=0)
+    retry_temperature: float = Field(default=RETRY_TEMPERATURE, gt=0)
     vote: bool = Field(
         default=False, description="of the teacher's samples the most frequent one (self-consistency, Wang et al. 2023)"
     )
@@ -697,6 +705,8 @@ class Answers(Section):
     def _fields_serve(self) -> Answers:
         if self.format == "text" and (self.invalid != "keep" or self.retries):
             raise ValueError("invalid and retries do nothing: every text is of the format text")
+        if self.retry_temperature != RETRY_TEMPERATURE and not self.retries:
+            raise ValueError("retry_temperature does nothing without retries")
         return self
 
     def chosen(self) -> bool:
@@ -878,10 +888,8 @@ class Recipe(Section):
                     "student.training.teacher: mckd's rows are texts: kind in_process or actors, found store, "
                     "which goes with method.exchange: top_k"
                 )
-            if self.method.weigh == "confidence" and self.student.task != "generation":
-                raise ValueError(
-                    f"method.weigh: confidence is of a student that writes, its task is {self.student.task}"
-                )
+            if self.method.weigh == "confidence" and self.student.task == "regression":
+                raise ValueError("method.weigh: confidence is a probability, and a regression has none")
             if soft and not stored:
                 raise ValueError(
                     "method.exchange: top_k needs student.training.losses on probabilities, from teacher: {kind: store}"
@@ -1002,7 +1010,8 @@ def settings_of(method: Method) -> list[str]:
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """Fields whose values differ and that change what a run computes, as `field: old -> new`."""
-    skip: Any = {"cluster": True, "description": True, "trackers": True, "student": {"push_to_hub"}}
+    skip: Any = {"cluster": True, "description": True, "trackers": True}
+    skip |= {"student": {"push_to_hub"}, "data": {"max_bad_rows"}}
     left = flat(old.model_dump(mode="json", exclude=skip))
     right = flat(new.model_dump(mode="json", exclude=skip))
     names = [*left, *(name for name in right if name not in left)]

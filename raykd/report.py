@@ -121,9 +121,10 @@ def _warnings(done: list[dict[str, Any]]) -> list[str]:
                 "plain distillation (arms.distilled) to be as good or better."
             )
     scored = [m["results"] for m in done if m["kind"] == "quality" and m["results"]["metrics"]]
-    teacher = next((one["metrics"] for one in scored if one["round"] == 0), None)
-    if teacher and scored[-1]["round"] > 0:
-        metric, last = next(iter(teacher)), scored[-1]
+    first = next((one for one in scored if one["round"] == 0), None)
+    if first and scored[-1]["round"] > 0 and scored[-1]["rows"] == first["rows"]:  # else the teacher's bad ones lack
+        teacher, last = first["metrics"], scored[-1]
+        metric = next(iter(teacher))
         worse = (last["metrics"][metric] - teacher[metric]) * (1 if lower_is_better(metric) else -1)
         if worse > 0:
             found.append(

@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -56,15 +57,17 @@ from raykd.recipe import (
     Training,
 )
 from raykd.recipe import Rows as Source
-from raykd.run import MANIFEST, Run, fingerprint, write_json, write_text
+from raykd.run import MANIFEST, Run, fingerprint, read_manifest, write_json, write_text
 
 if TYPE_CHECKING:
+    from raykd.cluster import generate
     from raykd.encoded import Reading, Stored
     from raykd.space import Space
     from raykd.store import Store
 
 REMEMBERED = 256  # rows of its own partition that a student is asked again
 PASS = "pass.json"  # of a labelling, beside its prompts
+SPENT = "spent.json"  # there as well: what it took so far
 PREVIEWED, SHOWN = 1000, 8  # inputs of a labelling that are judged, and answers that are shown, by `raykd label`
 TEACHER = Lineage("teacher")
 
@@ -152,7 +155,7 @@ def check(run: Run) -> None:
         found = importlib.util.find_spec(tracker.kind)
         if found is None or found.origin is None:  # W&B leaves folders of its own name, which pass for packages
             raise RecipeError(f"trackers: {tracker.kind} is not installed: pip install raykd[{tracker.kind}]")
-    for name in recipe.metrics:
+    for name in (*recipe.metrics, *recipe.student.training.dev_metrics):
         metrics.get(name)
     _format(run)
     back = recipe.method.back_check if isinstance(recipe.method, Mckd) else None
@@ -302,11 +305,11 @@ def _passes(run: Run, count: int) -> Iterator[BoundedSemaphore]:
 
         actors = run.recipe.cluster.labelling_students
         count = min(count, resources.at_once(actors.resources, max(1, actors.bounds()[0]), run.recipe.cluster))
-    run.passes = max(1, count)
+    before, run.passes = run.passes, max(1, count)  # a training may come to another, as of the teacher
     try:
         yield BoundedSemaphore(run.passes)
     finally:
-        run.passes = 1
+        run.passes = before
 
 
 def _train(
@@ -359,7 +362,7 @@ def _train(
             marks=(marks["rows"], marks.get("dev", "")),
             seed=run.recipe.seed,
             threads=threads,
-            max_bad_rows=run.tolerated(),
+            max_bad_rows=run.recipe.data.max_bad_rows,
             parallel=run.recipe.cluster.student.parallel,
             trackers=tuple(run.recipe.trackers),
         )
@@ -370,6 +373,7 @@ def _train(
         stats = result.pop("stats")
         _write_card(run, name, model, training, side, Path(result["model"]), stats)
         result["bad_rows"] = [{"file": name, "line": None, "reason": reason} for reason in result["bad_rows"]]
+        run.tolerate(result["bad_rows"])
         return result, {**stats, "bad_rows": len(result["bad_rows"])}
 
     return run.stage(name, "train", {**inputs, "seed": run.recipe.seed, **marks}, work)
@@ -448,7 +452,7 @@ def _steps(training: Training, given: list[Example] | tuple[Labels, ...]) -> int
 
 PROMPTS = pa.schema(
     [
-        ("source", pa.int8()),
+        ("source", pa.int32()),
         ("id", pa.string()),
         ("input", pa.string()),
         ("key", pa.binary(16)),
@@ -538,6 +542,7 @@ def label(
     score: bool = False,
     begun: Callable[[Labels], None] = lambda labels: None,
     payload: Payload | None = None,
+    again: bool = False,
 ) -> Labels:
     """Ask a model for its answers to the inputs of every source, and keep them in the store.
 
@@ -545,8 +550,8 @@ def label(
     prompts and a store, before the first answer: a student may follow.
 
     Only what the store does not hold is asked of the engine. A source is a file of examples, or a list. An input the
-    model refused is a bad row. With `score` the model writes nothing: it reads the targets of the examples, and what is
-    kept is their log-probabilities and payload.
+    model refused is a bad row, unless it is asked `again`. With `score` the model writes nothing: it reads the targets
+    of the examples, and what is kept is their log-probabilities and payload.
     """
     folder = Path(model) if isinstance(side.engine, EndpointEngine) else models.local(model)
     payload, why = (payload, "the method needs it") if payload else _payload(run, side, folder)
@@ -580,12 +585,12 @@ def label(
             if todo:
                 store.begin()
             begun(labels(store.path))
-            took, refused = _ask(run, name, str(folder), side, store, stage / "prompts.parquet", todo, reused, said)
+            called = model if isinstance(side.engine, EndpointEngine) else str(folder)
+            took, refused = _ask(run, name, called, side, store, stage / "prompts.parquet", todo, reused, said)
         store.close()
-        bad = _refused_rows(name, stage / "prompts.parquet", refused)
-        if len(bad) > run.tolerated():
-            raise DataError(f"{name}: {bad[0]['reason']} ({len(bad)} such rows, {run.tolerated()} tolerated)")
-        return {"store": store.path, "bad_rows": bad}, {**stats, **took, "failed_rows": len(bad)}
+        bad = [] if again else _refused_rows(name, stage / "prompts.parquet", refused)
+        run.tolerate(bad)
+        return {"store": store.path, "bad_rows": bad}, {**stats, **took, "failed_rows": len(refused)}
 
     rows = [
         _digest(s) if isinstance(s, Path) else fingerprint([[e.id, e.input, e.target if score else None] for e in s])
@@ -735,8 +740,9 @@ def _ask(
 ) -> tuple[dict, dict[bytes, str]]:
     """Have the engine answer what is missing; returns what it took and what was refused."""
     count = sum(len(rows) for rows, _ in todo)
+    before = _spent(asked.with_name(SPENT))
     if not count:
-        return {"new_rows": 0, "prompt_tokens": 0, "output_tokens": 0, "tokens_per_second": 0.0}, {}
+        return _took(side, before, 0), {}
     _connect(run)
     from raykd.cluster import counters, generate
     from raykd.engines import Opening
@@ -766,18 +772,38 @@ def _ask(
 
         def landed(sum_: generate.Done) -> None:
             update(sum_.rows, f"{sum_.output_tokens / (time.monotonic() - begun):.0f} tokens/s")
+            write_json(asked.with_name(SPENT), _spent_with(before, sum_))
+            if isinstance(side.engine, EndpointEngine):
+                remote.send(asked.with_name(SPENT))
             said(sum_.refused)
 
         done = generate.label(str(asked), pieces, opening, store, actors, landed, run.recipe.name, name)
-    seconds = done.ended - done.began  # without the engines' start
-    took = {"new_rows": done.rows - len(done.refused), "prompt_tokens": done.prompt_tokens}
-    took |= {"output_tokens": done.output_tokens, "seconds": seconds, "tokens_per_second": done.output_tokens / seconds}
+    took = _took(side, _spent_with(before, done), done.rows - len(done.refused))
     took |= {"engine_deaths": done.engine_deaths, "replicas": actors.replicas, "threads": opening.threads}
+    return took, done.refused
+
+
+def _spent(path: Path) -> dict[str, float]:
+    """What a labelling took so far, in all its starts."""
+    if not path.exists():
+        return dict.fromkeys(("rows", "prompt_tokens", "output_tokens", "seconds"), 0)
+    return read_manifest(path)
+
+
+def _spent_with(before: dict[str, float], done: generate.Done) -> dict[str, float]:
+    now = {name: before[name] + getattr(done, name) for name in ("rows", "prompt_tokens", "output_tokens")}
+    return now | {"seconds": before["seconds"] + max(0.0, done.ended - done.began)}  # without the engines' start
+
+
+def _took(side: Teacher | Student, spent: dict[str, float], new: int) -> dict[str, Any]:
+    """A labelling's figures; rows that are new in this start."""
+    rate = spent["output_tokens"] / max(spent["seconds"], 1e-9)
+    took = {"new_rows": new, **{n: spent[n] for n in ("prompt_tokens", "output_tokens", "seconds")}}
     if isinstance(side.engine, EndpointEngine):
         price = side.engine.price or Price(prompt=0, output=0)
-        cost = (done.prompt_tokens * price.prompt + done.output_tokens * price.output) / 1e6
-        took |= {"endpoint_rows": done.rows, "endpoint_cost": cost}
-    return took, done.refused
+        cost = (spent["prompt_tokens"] * price.prompt + spent["output_tokens"] * price.output) / 1e6
+        took |= {"endpoint_rows": spent["rows"], "endpoint_cost": cost}
+    return took | {"tokens_per_second": rate}
 
 
 def _in_order(rows: np.ndarray, chunk: int, seed: int) -> np.ndarray:
@@ -860,8 +886,9 @@ def chosen(run: Run, given: Labels, model: str, lineages: Sequence[Lineage]) -> 
             break
         retried += sum(map(len, again))
         sampling = side.sampling.model_copy(update={"temperature": rule.retry_temperature, "n": before + number})
-        asked = side.model_copy(update={"sampling": sampling})
-        answers = label(run, f"teacher/retry-{number}", model, asked, list(again))
+        store = None if sampling.temperature != side.sampling.temperature else side.store
+        asked = side.model_copy(update={"sampling": sampling, "store": store})
+        answers = label(run, f"teacher/retry-{number}", model, asked, list(again), again=True)
         for place, lineage in enumerate(lineages):
             new = {several[0].input: several[-1] for several in answers.answers(place, lineage)}
             found[place] = [
@@ -926,25 +953,25 @@ def relabelled(
         if back is None:
             return examples, []
         examples = pseudo_targets.checked(examples, lambda e: before.get(e.input), metrics.get(back.metric))
-        low = [e.lineage and e.lineage.agreement is not None and _under(e.lineage.agreement, back) for e in examples]
+        low = [e.input in before and e.lineage and _under(e.lineage.agreement, back) for e in examples]
         kept = [e for e, bad in zip(examples, low, strict=True) if not bad]
         reason = f"{back.metric} against the label before is under {back.at_least}"
         return kept, [(e, reason) for e, bad in zip(examples, low, strict=True) if bad]
 
-    parts = [list(by[0]) if len(by) == 1 else _voted(by) for by in written]
+    parts = [list(by[0]) if len(by) == 1 else _voted(_format(run), by) for by in written]
     return _kept(run, name, parts, rule, {}, back and back.model_dump(), check)
 
 
-def _under(agreement: float, back: BackCheck) -> bool:
-    return back.at_least is not None and 100 * agreement < back.at_least
+def _under(agreement: float | None, back: BackCheck) -> bool:
+    return back.at_least is not None and agreement is not None and 100 * agreement < back.at_least
 
 
-def _voted(by: Sequence[list[Example]]) -> list[Example]:
+def _voted(form: tasks.Format, by: Sequence[list[Example]]) -> list[Example]:
     """Of what several students wrote the majority, in the order of the inputs; one that refused has no vote."""
     several: dict[str, list[Example]] = {}
     for example in itertools.chain(*by):
         several.setdefault(example.id, []).append(example)
-    return [pseudo_targets.vote(candidates) for candidates in several.values()]
+    return [_best(form, candidates) for candidates in several.values()]
 
 
 def remembered(
@@ -994,6 +1021,12 @@ def _kept(
         dropped = [pair for one in judged for pair in one.dropped] + [pair for _, bad in checked for pair in bad]
         rows = ({"id": e.id, "input": e.input, "target": e.target, "reason": reason} for e, reason in dropped)
         write_text(folder / "dropped.jsonl", _lines(rows))
+        for number, (kept, _) in enumerate(checked):
+            if parts[number] and not kept:
+                raise DataError(
+                    f"{folder / 'dropped.jsonl'}: nothing is left of the {len(parts[number])} pseudo-targets of part "
+                    f"{number}; the last reason: {dropped[-1][1]}"
+                )
         count = pseudo_targets.save(file, (e for kept, _ in checked for e in kept))
         counts = {"rows": count, "dropped": len(dropped), **stats}
         counts |= {name: sum(getattr(one, name) for one in judged) for name in ("invalid", "repaired")}
@@ -1108,15 +1141,17 @@ def evaluate(run: Run, arm: str, model: str, side: Teacher | Student, test: list
 def compare_trees(run: Run, arms: Iterable[str]) -> None:
     """Scored arms' trees beside the teacher's, for the report: agreement, and recall by gold label.
 
-    Does nothing where the recipe's answers are no trees.
+    Does nothing where the recipe's answers are no trees, or no teacher was scored.
     """
-    if run.recipe.answers.format not in tasks.TREES:
+    form = run.recipe.answers.format
+    if form not in tasks.TREES or not (run.path / "evaluate/teacher" / MANIFEST).exists():
         return
     from raykd.metrics import trees
 
     files = {arm: run.path / "evaluate" / arm / "answers.jsonl" for arm in ("teacher", *arms)}
     rows = {arm: [json.loads(line) for line in file.read_text("utf-8").split("\n")[:-1]] for arm, file in files.items()}
-    answers = {arm: [row["answer"] for row in found] for arm, found in rows.items()}
+    labels = re.compile(r"(?<=\()[^\s()]+" if form == "labelled_trees" else r"(?!)")  # of brackets; else no match
+    answers = {arm: [labels.sub("", row["answer"]) for row in found] for arm, found in rows.items()}
     right = [row["right"] for row in rows["teacher"]]
 
     def work(_: Path) -> tuple[dict, dict]:
@@ -1129,7 +1164,7 @@ def compare_trees(run: Run, arms: Iterable[str]) -> None:
 
 def quality(run: Run, name: str, number: int, labeller: str, labelled: list[Example], gold: list[Example]) -> None:
     """Score pseudo-targets against gold, where gold was given; for the report only, nothing is chosen by it."""
-    right = {e.input: e for e in gold if e.target is not None}
+    right = {e.input: e for e in gold if e.right_answers()}
     known = [e for e in labelled if e.input in right]
     if not known or not run.recipe.metrics:
         return

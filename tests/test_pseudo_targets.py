@@ -4,9 +4,12 @@ import math
 from dataclasses import replace
 
 import pytest
+from test_run import RECIPE
 
-from raykd import metrics, pseudo_targets
+from raykd import metrics, pseudo_targets, recipe, stages
 from raykd.data import Example, Lineage
+from raykd.errors import DataError
+from raykd.run import Run
 from raykd.tasks import Format, slots
 
 
@@ -75,3 +78,38 @@ def test_lineage_outlives_the_file(tmp_path):
     path = tmp_path / "some.parquet"
     assert pseudo_targets.save(path, examples) == 2
     assert pseudo_targets.load(path) == examples
+
+
+@pytest.fixture
+def mckd(tmp_path):
+    """Runs of three partitions whose answers are slots."""
+
+    def made(*overrides):
+        text = RECIPE.format(output=tmp_path / "runs", bad=0)
+        (tmp_path / "recipe.yaml").write_text(text)
+        method = "method={kind: mckd, partitions: 3, relabel: vote}"
+        return Run(recipe.load(tmp_path / "recipe.yaml", [method, "answers.format=slots", *overrides]))
+
+    return made
+
+
+def test_students_vote_for_what_is_of_the_form(mckd):
+    by = [[said(WRONG, "a", -0.1)], [said(RIGHT, "b", -0.2)]]
+    (labels,) = stages.relabelled(mckd("answers.invalid=drop"), "labels", [by], [[]])
+    assert [e.target for e in labels] == [RIGHT]
+
+
+def test_a_back_check_drops_nothing_that_it_could_not_check(mckd):
+    back = "method.back_check={metric: exact_match, at_least: 60}"
+    by = [
+        [replace(said(target, writer), id=id, input=text) for id, text in (("1", "play it"), ("2", "new"))]
+        for writer, target in (("a", RIGHT), ("b", "play O it O"))
+    ]
+    old = [[said("play O it O", "teacher")]]
+    (labels,) = stages.relabelled(mckd(back), "labels", [by], old)
+    assert [(e.id, e.lineage and e.lineage.agreement) for e in labels] == [("2", 0.5)]
+
+
+def test_where_nothing_is_left_a_line_says_why(mckd):
+    with pytest.raises(DataError, match="nothing is left of the 1 pseudo-targets of part 1; the last reason: 1 words"):
+        stages.relabelled(mckd("answers.invalid=drop"), "labels", [[[said(RIGHT)]], [[said(WRONG)]]], [[], []])

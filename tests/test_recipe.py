@@ -77,6 +77,8 @@ def test_there_are_shipped_recipes():
         ("method={kind: mckd, back_check: {metric: bleu}}", ["back_check does nothing without at_least"]),
         ("method={kind: mckd, gold: true}", ["method.gold needs data.gold"]),
         ("answers={vote: true}", ["a vote needs teacher.sampling.n of 2 or more"]),
+        ("method={kind: mckd, warm_start: true}", ["warm_start does nothing with 2 stages"]),
+        ("answers={format: intent, retry_temperature: 1}", ["retry_temperature does nothing without retries"]),
         ("answers={invalid: drop}", ["every text is of the format text"]),
         ("teacher.model={kind: served, name: big}", ["kind served and engine of kind endpoint go together"]),
         ("teacher.engine={kind: endpoint, url: 'http://key@host/v1'}", ["teacher.engine.url"]),
@@ -117,6 +119,7 @@ def test_overrides_reach_their_field(small):
         "seed: 0 -> 7",
         "student.training.learning_rate: 0.001 -> 0.5",
     ]  # the cluster does not change what a run computes
+    assert recipe.differences(recipe.load(small), recipe.load(small, ["data.max_bad_rows=3"])) == []
 
 
 def test_both_sides_name_the_classes_alike(small):
