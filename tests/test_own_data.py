@@ -101,7 +101,7 @@ def test_the_page_as_written(tmp_path, endpoint):
             assert " => PlayMusic" in done.stdout
             assert re.search(r"[1-9]\d* of the first \d+ answers are not of the format labels", done.stdout)
 
-    asked = Endpoint.asked
+    asked = list(Endpoint.asked)
     assert {one["key"] for one in asked} == {f"Bearer {KEY}"}
     first = [one["text"] for one in asked if one["temperature"] == 0]
     assert len(first) == len(set(first)) == 240 + 30  # those that were looked at first are not asked for again
@@ -116,6 +116,11 @@ def test_the_page_as_written(tmp_path, endpoint):
     chosen = next(s["stats"] for s in report["stages"] if s["stage"] == "teacher/chosen")
     assert chosen["retried"] > 0 and chosen["invalid"] == chosen["dropped"] == 0
     assert report["arms"]["mckd"]["exact_match"] > 50
+    (run / "teacher/labels/manifest.json").unlink()  # as if it was killed after the last answer
+    again = subprocess.run(shlex.split(COMMANDS[-1]), cwd=tmp_path, env=environment, capture_output=True, timeout=300)
+    assert again.returncode == 0 and Endpoint.asked == asked
+    later = json.loads((run / "report.json").read_text())["totals"]
+    assert all(later[name] == report["totals"][name] for name in ("endpoint_rows", "endpoint_cost"))
     for file in (tmp_path / "runs").rglob("*"):
         assert not file.is_file() or KEY.encode() not in file.read_bytes(), file
     said = subprocess.run(

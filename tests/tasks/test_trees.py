@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from raykd.data import BadRows, read
+from raykd import pseudo_targets
+from raykd.data import BadRows, Example, read
 from raykd.errors import DataError, RecipeError
 from raykd.metrics import trees as metrics
 from raykd.recipe import FunctionRows
@@ -242,6 +243,28 @@ def test_what_makes_no_sense_is_refused(tmp_path):
             penn(str(file), "test")
 
 
+def test_the_release_has_a_bracket_for_the_root(tmp_path):
+    path = tmp_path / "one.mrg"
+    path.write_text(BIG)
+    (row,) = penn(str(path), "all", shares={"all": 1}, form="release")
+    whole = "( ( ( The ) ( big ) ( dog ) ) ( ( barks ) ( loudly ) ) ( . ) )"
+    assert row["target"] == f"( {whole} )" and metrics.release_bracket_f1([row["target"]], [row["references"]]) == 100
+    path.write_text(BIG.replace("TOP ", ""))
+    assert penn(str(path), "all", shares={"all": 1}, form="release")[0]["target"] == f"( {whole} )"
+    assert penn(str(path), "all", shares={"all": 1})[0]["target"] == "( ( The big dog ) ( barks loudly ) . )"
+
+
+def test_pseudo_targets_are_written_for_the_authors_code_as_the_page_says(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs/mckd.md").read_text("utf-8")
+    labels = tmp_path / "runs/trees/mckd/round-1/labels"
+    labels.mkdir(parents=True)
+    pseudo_targets.save(labels / "pseudo_targets.parquet", [Example("1", "The dog", "( The dog )")])
+    monkeypatch.chdir(tmp_path)
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    (row,) = translation("train.json")
+    assert (row["input"], row["target"]) == ("The dog", "( The dog )")
+
+
 def test_the_authors_files_are_written_and_read(tmp_path):
     rows = [
         {"id": "mine:1", "input": "The dog barks", "target": trees.release(tree(DOG)), "references": [DOG]},
@@ -255,6 +278,7 @@ def test_the_authors_files_are_written_and_read(tmp_path):
     *good, one, two, three, four = map(str, translation(str(path)))
     assert good == list(map(str, rows)) and two == "line 4: not JSON"
     assert all(text.startswith(f"line {n}: not {{") for n, text in ((3, one), (5, three), (6, four)))
+    assert [row["target"] for row in translation(str(path), silver=True) if not isinstance(row, str)] == [None, None]
     bad = BadRows(4)
     source = FunctionRows(kind="function", function="raykd.tasks.trees:translation", arguments={"path": str(path)})
     examples = list(read(source, bad, need_target=True))
