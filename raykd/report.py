@@ -304,11 +304,17 @@ def _score(value: float | None, control: float | None) -> str:
 def _trees(found: dict[str, Any] | None) -> list[Section]:
     if found is None:
         return []
-    agreed = [["arm", "sentences", "agreement", "teacher's F1", "student's F1", "better", "worse"]]
+    agreed = [["arm", "sentences", "agreement", "teacher's F1", "student's F1", "better", "worse", "equal"]]
+    both = []
     for arm, one in found["agreement"].items():
-        for part in one["deciles"]:
+        parts = one["deciles"]
+        sums = {key: sum(part[key] for part in parts) for key in ("rows", "better", "worse")}
+        whole = {**one, **sums, "agreement": one["mean"]}
+        for name, part in [(f"{arm}, all", whole), *((arm, part) for part in parts)]:
             means = [f"{100 * part[key]:.1f}" for key in ("agreement", "teacher_f1", "student_f1")]
-            agreed.append([arm, str(part["rows"]), *means, str(part["better"]), str(part["worse"])])
+            equal = part["rows"] - part["better"] - part["worse"]
+            agreed.append([name, str(part["rows"]), *means, *map(str, (part["better"], part["worse"], equal))])
+        both.append(f"{arm} {one['both_trees']}")
     recall = found["label_recall"]
     counts = {label: all_ for label, (_, all_) in recall["teacher"].items()}
     table = [["label", "gold brackets", *recall]]
@@ -317,7 +323,8 @@ def _trees(found: dict[str, Any] | None) -> list[Section]:
             [label, str(counts[label]), *(f"{100 * one[label][0] / one[label][1]:.1f}" for one in recall.values())]
         )
     said = (
-        "By tenths of the test sentences, those where teacher and student agree least first; F1 of unlabelled brackets."
+        "By tenths of the test sentences, where teacher and student agree least first; F1 of unlabelled brackets. "
+        f"Sentences of which both answers are trees: {', '.join(both)}."
     )
     return [
         ("Agreement with the teacher", said, agreed),

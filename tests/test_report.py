@@ -147,7 +147,8 @@ def test_trees_are_compared_with_the_teachers(finished):
     manifest(finished, "evaluate/trees", "compare", 18, {"agreement": agreed, "label_recall": recall})
     assert report.write(finished)["trees"]["label_recall"]["mckd"]["VP"] == [2, 8]
     text = (finished / "report.md").read_text()
-    assert "| mckd | 12 | 25.0 | 50.0 | 60.0 | 7 | 2 |" in text
+    assert "| mckd | 12 | 25.0 | 50.0 | 60.0 | 7 | 2 | 3 |" in text
+    assert "| mckd, all | 12 | 25.0 | 50.0 | 60.0 | 7 | 2 | 3 |" in text and "both answers are trees: mckd 11." in text
     assert "| NP | 40 | 75.0 | 100.0 |" in text and "| VP | 8 | 12.5 | 25.0 |" in text
 
 
