@@ -101,11 +101,11 @@ def gold_only(run: Run, rows: Sets) -> dict[str, Lesson]:
 
 
 def score(run: Run, rows: Sets, trained: dict[str, dict]) -> None:
-    """Evaluate each arm's student; of the control arm's, the one with the best dev loss."""
+    """Evaluate each arm's student; of the control arm's, the one that the dev rows speak for."""
     if not rows.test:
         return
     best = {}
-    for name, result in sorted(trained.items(), key=lambda item: -item[1]["dev_loss"]):
+    for name, result in sorted(trained.items(), key=lambda item: item[1]["score"]):
         best["mckd" if name.startswith("mckd") else name.partition("/")[0]] = result["model"]
     student = run.recipe.student
     stages.together(

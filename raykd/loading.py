@@ -225,12 +225,12 @@ class Plan:
 
 def _held(found: Set, count: int, seed: int) -> np.ndarray:
     """Some `count` rows at random, rising: all those of an input or none, and of what counts for nothing none."""
-    names: dict[bytes, int] = {}
-    inputs = np.array([names.setdefault(source, len(names)) for source in found.sources()], np.int64)
+    hashes = np.fromiter(map(hash, found.sources()), np.int64, len(found))  # another process has others
+    different, inputs = np.unique(hashes, return_inverse=True)
     counts = np.diff(np.concatenate([[0.0], np.cumsum(found.weights, dtype=np.float64)])[found.first]) > 0
     order = np.random.default_rng([seed, 17]).permutation(len(found))
     order = order[counts[order]]
-    if len(names) == len(found):
+    if len(different) == len(found):
         return np.sort(order[:count])
     _, at = np.unique(inputs[order], return_index=True)
     ends = np.cumsum(np.bincount(inputs)[inputs[order[np.sort(at)]]])

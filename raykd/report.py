@@ -452,6 +452,8 @@ def _said_of_endpoint(totals: dict[str, Any]) -> str:
     if not totals["endpoint_rows"]:
         return ""
     cost = f", at a cost of {totals['endpoint_cost']:,.2f} by the recipe's price" if totals["endpoint_cost"] else ""
+    if not totals["teacher_tokens"]:
+        cost = ", which did not say how many tokens that were: what it cost is not known"
     return f"{totals['endpoint_rows']:,} rows left the cluster for the endpoint{cost}."
 
 

@@ -588,9 +588,10 @@ def label(
             called = model if isinstance(side.engine, EndpointEngine) else str(folder)
             took, refused = _ask(run, name, called, side, store, stage / "prompts.parquet", todo, reused, said)
         store.close()
-        bad = [] if again else _refused_rows(name, stage / "prompts.parquet", refused)
+        failed = _refused_rows(name, stage / "prompts.parquet", refused)
+        bad = [] if again else failed
         run.tolerate(bad)
-        return {"store": store.path, "bad_rows": bad}, {**stats, **took, "failed_rows": len(refused)}
+        return {"store": store.path, "bad_rows": bad}, {**stats, **took, "failed_rows": len(failed)}
 
     rows = [
         _digest(s) if isinstance(s, Path) else fingerprint([[e.id, e.input, e.target if score else None] for e in s])

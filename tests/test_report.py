@@ -98,10 +98,15 @@ def test_what_the_arms_cost(finished):
 
 
 def test_what_an_endpoint_was_sent_and_cost(finished):
-    manifest(finished, "teacher/labels", "label", 0, {"store": "x"}, endpoint_rows=1200, endpoint_cost=0.5)
+    stats = {"endpoint_rows": 1200, "endpoint_cost": 0.5, "output_tokens": 40}
+    manifest(finished, "teacher/labels", "label", 0, {"store": "x"}, **stats)
     report.write(finished)
     text = (finished / "report.md").read_text()
     assert "1,200 rows left the cluster for the endpoint, at a cost of 0.50 by the recipe's price." in text
+    stats |= {"endpoint_cost": 0.0, "output_tokens": 0}
+    manifest(finished, "teacher/labels", "label", 0, {"store": "x"}, **stats)
+    report.write(finished)
+    assert "the endpoint, which did not say how many tokens that were" in (finished / "report.md").read_text()
 
 
 def test_what_students_remember_and_what_was_chosen(finished):
