@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from conftest import LETTERS, word, write_rows
 
-from raykd import encoded, heads, models, training
+from raykd import encoded, heads, models, payloads, store, training
 from raykd.engines import Opening, Refusal, open_engine
 from raykd.errors import DataError, EngineError
-from raykd.recipe import FromConfig, Sampling, Training, TransformersEngine
+from raykd.recipe import FromConfig, Sampling, TextPayload, Training, TransformersEngine
 from raykd.training import Job
 
 BERT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -67,6 +67,8 @@ def test_a_head_is_learnt_served_and_distilled(tmp_path, shared_tokenizer, task)
     said = [answer[0] for answer in engine.generate([row["input"] for row in fresh])]
     answers = [answer.text for answer in said]
     assert {len(answer.logprobs) for answer in said} == {{"classification": 1, "regression": 0, "span": 2}[task]}
+    kept = store.table([bytes([at] * 16) for at in range(100)], range(1), [[a] for a in said], TextPayload(kind="text"))
+    assert payloads.faults(kept) == []
     assert all((answer.logprobs <= 0).all() for answer in said)
     if task == "regression":
         errors = [abs(float(a) - float(r["target"])) for a, r in zip(answers, fresh, strict=True)]

@@ -26,8 +26,8 @@ class Answer(NamedTuple):
     """
 
     text: str
-    token_ids: np.ndarray  # (T,) int32
-    logprobs: np.ndarray  # (T,) float32, natural, at temperature 1, or of what a head says; empty where there are none
+    token_ids: np.ndarray  # (T,) int32; of an encoder with a head, its numbers (raykd.heads)
+    logprobs: np.ndarray  # (T,) float32, natural, at temperature 1; empty where the engine has none
     finish_reason: str  # stop | length
     payload: dict[str, np.ndarray] = {}
 

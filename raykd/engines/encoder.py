@@ -54,7 +54,7 @@ class EncoderEngine:
                     text = heads.stretch(self.tokenizer, prompts[at], numbers)
                 else:
                     text = heads.text(self.task, self.labels, self.tokenizer, rows[at], numbers)
-                found[at] = [Answer(text, np.zeros(0, np.int32), np.array(logprobs, np.float32), "stop")]
+                found[at] = [Answer(text, np.array(numbers, np.int32), np.array(logprobs, np.float32), "stop")]
                 self.prompt_tokens += len(rows[at])
         return found
 
