@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from test_run import RECIPE
 
-from raykd import metrics, pseudo_targets, recipe, stages
+import pipelines.mckd
+from raykd import data, metrics, pseudo_targets, recipe, stages
 from raykd.data import Example, Lineage
 from raykd.errors import DataError
 from raykd.run import Run
@@ -113,3 +116,12 @@ def test_a_back_check_drops_nothing_that_it_could_not_check(mckd):
 def test_where_nothing_is_left_a_line_says_why(mckd):
     with pytest.raises(DataError, match="nothing is left of the 1 pseudo-targets of part 1; the last reason: 1 words"):
         stages.relabelled(mckd("answers.invalid=drop"), "labels", [[[said(RIGHT)]], [[said(WRONG)]]], [[], []])
+
+
+def test_no_gold_is_learnt_of_inputs_that_are_to_be_labelled(mckd, tmp_path):
+    run = mckd("data.gold={kind: jsonl, path: gold.jsonl}", "method.gold=true")
+    rows: Any = SimpleNamespace(gold=[Example("g1", "play it", RIGHT), Example("g2", "play that", "play O that O")])
+    data.save_examples(tmp_path / "part.parquet", [Example("1", "play it")])
+    pseudo = [replace(said(RIGHT), input="other")]
+    assert pipelines.mckd.lesson(run, rows, pseudo, [tmp_path / "part.parquet"]).examples == [*pseudo, rows.gold[1]]
+    assert pipelines.mckd.lesson(run, rows, pseudo).examples == [*pseudo, *rows.gold]  # the final student's
