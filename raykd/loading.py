@@ -226,16 +226,14 @@ class Plan:
 def _held(found: Set, count: int, seed: int) -> np.ndarray:
     """Some `count` rows at random, rising: all those of an input or none, and of what counts for nothing none."""
     hashes = np.fromiter(map(hash, found.sources()), np.int64, len(found))  # another process has others
-    different, inputs = np.unique(hashes, return_inverse=True)
+    _, inputs = np.unique(hashes, return_inverse=True)
     counts = np.diff(np.concatenate([[0.0], np.cumsum(found.weights, dtype=np.float64)])[found.first]) > 0
     order = np.random.default_rng([seed, 17]).permutation(len(found))
     order = order[counts[order]]
-    if len(different) == len(found):
-        return np.sort(order[:count])
     _, at = np.unique(inputs[order], return_index=True)
-    ends = np.cumsum(np.bincount(inputs)[inputs[order[np.sort(at)]]])
-    chosen = inputs[order[np.sort(at)]][: 1 + np.searchsorted(ends, count)]
-    return np.flatnonzero(np.isin(inputs, chosen))
+    drawn = inputs[order[np.sort(at)]]  # each input once, in the order of its first row
+    ends = np.cumsum(np.bincount(inputs)[drawn])
+    return np.flatnonzero(np.isin(inputs, drawn[: 1 + np.searchsorted(ends, count)]))
 
 
 class Loader:

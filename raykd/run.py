@@ -195,18 +195,19 @@ class Run:
 
     def left_out(self, new: Sequence[dict] = ()) -> int:
         """How many rows complete stages left out, with new ones; a row that several stages name is one."""
-        named = (row["reason"].partition(": ")[0] for row in [*self.bad_rows(), *new] if row["line"] is None)
-        read = ((row["file"], row["line"]) for row in self.bad_rows() if row["line"] is not None)
-        return len(set(named)) + len(set(read))
+        rows = [*self.bad_rows(), *new]
+        named = {row["reason"].partition(": ")[0] for row in rows if row["line"] is None}
+        read = {(row["file"], row["line"]) for row in rows if row["line"] is not None}
+        return len(named) + len(read)
 
     def tolerate(self, new: list[dict]) -> None:
         """Raise DataError, which names the first, where data.max_bad_rows does not allow these beside those before."""
-        most = self.recipe.data.max_bad_rows
-        if new and self.left_out(new) > most:
-            raise DataError(
-                f"{new[0]['file']}: {new[0]['reason']} ({len(new)} such rows, {self.left_out(new)} in all, "
-                f"data.max_bad_rows is {most})"
-            )
+        if not new:
+            return
+        all_, most = self.left_out(new), self.recipe.data.max_bad_rows
+        if all_ > most:
+            counts = f"{len(new)} such rows, {all_} in all, data.max_bad_rows is {most}"
+            raise DataError(f"{new[0]['file']}: {new[0]['reason']} ({counts})")
 
     def bad_rows(self) -> list[dict]:
         """Every row that complete stages left out, as {file, line, reason}."""

@@ -61,11 +61,14 @@ def parse(text: str) -> list[Tree]:
     return whole[1]
 
 
-def clean(tree: Tree, root: bool = False) -> Tree | None:
-    """A gold tree without traces and function tags; None where no word is left.
+def clean(tree: Tree) -> Tree | None:
+    """A gold tree without traces, function tags and a root that says nothing; None where no word is left."""
+    found = stripped(tree)
+    return found and rootless(found)
 
-    Without a root that says nothing as well, unless `root`: the release writes a bracket for it.
-    """
+
+def stripped(tree: Tree) -> Tree | None:
+    """A gold tree without traces and function tags; None where no word is left."""
 
     def one(tree: Tree) -> Tree | None:
         label, children = tree
@@ -78,10 +81,14 @@ def clean(tree: Tree, root: bool = False) -> Tree | None:
             raise ValueError(f"words and constituents together under {label!r:.20}")
         return (_bare(label) or "TOP", kept) if kept else None  # no target form has labels that are empty
 
-    found = one(tree)
-    while not root and found and found[0] in ROOTS and len(found[1]) == 1 and not isinstance(found[1][0], str):
-        found = found[1][0]
-    return found
+    return one(tree)
+
+
+def rootless(tree: Tree) -> Tree:
+    """A tree without a root that says nothing."""
+    while tree[0] in ROOTS and len(tree[1]) == 1 and not isinstance(tree[1][0], str):
+        tree = tree[1][0]
+    return tree
 
 
 def leaves(tree: Tree) -> list[tuple[str, str]]:
@@ -390,7 +397,7 @@ def penn(
     for number, article, text in _trees(path):
         try:
             text.encode("utf-8")
-            whole = [tree for tree in (clean(one, root=True) for one in parse(text)) if tree]
+            whole = [tree for tree in map(stripped, parse(text)) if tree]
             if len(whole) != 1:
                 raise ValueError(f"{len(whole)} trees with words")
         except ValueError as error:
@@ -398,14 +405,13 @@ def penn(
             continue
         rows = groups.setdefault(article, [])  # before any row is left out, so that a part is the same without them
         rooted = _lowered(whole[0]) if lower else whole[0]
-        tree = clean(rooted)
-        assert tree
+        tree = rootless(rooted)
         words = [word for word, _ in leaves(tree)]
         name = " ".join(words)
         if name in seen or max_words is not None and len(words) > max_words:
             continue
         seen.add(name)
-        target = FORMS[form](rooted if form == "release" else tree)
+        target = FORMS[form](rooted if form == "release" else tree)  # the release writes a bracket for the root
         row = {"id": f"{Path(path).name.partition('.')[0]}:{number}", "input": name, "target": target}
         rows.append({**row, "references": [one_line(tree)]})
     rows = [row for name in part_of(groups, part, shares, seed) for row in groups[name]]
