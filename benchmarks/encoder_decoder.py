@@ -19,9 +19,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from raykd import models
-from raykd.engines import Opening, open_engine
-from raykd.recipe import Checkpoint, FromConfig, Sampling, TextPayload, TransformersEngine, WordsTokenizer
+from raykd.engines.engine import EngineConfig, open_engine
+from raykd.models.load import load_model
+from raykd.models.tokenizers import build_tokenizer, encode_inputs, load_tokenizer
+from raykd.recipe.generation import Sampling, TextPayload, TransformersEngine
+from raykd.recipe.models import Checkpoint, FromConfig, WordsTokenizer
 
 SETTINGS = {"d_model": 256, "d_kv": 32, "d_ff": 1024, "num_layers": 4, "num_decoder_layers": 4, "num_heads": 8}
 TOKENS = 24
@@ -37,9 +39,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         build(folder, words)
         sampling, payload = Sampling(max_tokens=TOKENS), TextPayload(kind="text", logprobs=False)
-        engine = open_engine(Opening(TransformersEngine(kind="transformers"), folder, sampling, 0, threads, payload))
-        tokenizer = models.load_tokenizer(folder)
-        model = models.load(Checkpoint(kind="checkpoint", path=folder), tokenizer).eval()
+        engine = open_engine(
+            EngineConfig(TransformersEngine(kind="transformers"), folder, sampling, 0, threads, payload)
+        )
+        tokenizer = load_tokenizer(folder)
+        model = load_model(Checkpoint(kind="checkpoint", path=folder), tokenizer).eval()
         naive(tokenizer, model, prompts[:64])
         engine.generate(prompts[:512])
         rates: dict[str, list[float]] = {"batch 8, file order": [], "raykd": []}
@@ -57,16 +61,16 @@ def main() -> None:
 
 
 def build(folder: str, words: list[str]) -> None:
-    models.build_tokenizer(WordsTokenizer(kind="words"), [" ".join(words)], Path(folder))
+    build_tokenizer(WordsTokenizer(kind="words"), [" ".join(words)], Path(folder))
     torch.manual_seed(0)
     spec = FromConfig(kind="config", model_type="t5", settings={**SETTINGS, "dropout_rate": 0.0})
-    models.load(spec, models.load_tokenizer(folder)).save_pretrained(folder)
+    load_model(spec, load_tokenizer(folder)).save_pretrained(folder)
 
 
 def naive(tokenizer, model, prompts: list[str]) -> list[str]:
     texts = []
     for at in range(0, len(prompts), 8):
-        rows = models.encode_inputs(tokenizer, prompts[at : at + 8], encoder=True)
+        rows = encode_inputs(tokenizer, prompts[at : at + 8], encoder=True)
         batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
         with torch.inference_mode():
             made = model.generate(

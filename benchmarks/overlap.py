@@ -68,7 +68,7 @@ def tree(folder: Path, teacher: str, rows: int, overlap: bool) -> dict:
     demo = yaml.safe_load((ROOT / "pipelines/recipes/demo.yaml").read_text())
     words = folder / "words.jsonl"
     if not words.exists():
-        from raykd.tasks.pronunciation import cmudict
+        from raykd.data.tasks.pronunciation import cmudict
 
         parts = [row for part in ("gold", "unlabelled", "control", "test", "dev") for row in cmudict(part)]
         words.write_text("".join(json.dumps({"input": row["input"]}) + "\n" for row in (parts * 3)[:rows]))

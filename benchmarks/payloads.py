@@ -19,10 +19,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from raykd.engines import Answer
-from raykd.payloads import VALUES
-from raykd.recipe import HiddenPayload, Payload, SampledPayload, TopKPayload
-from raykd.store import Store, table
+from raykd.engines.engine import PseudoTarget
+from raykd.recipe.generation import HiddenPayload, Payload, SampledPayload, TopKPayload
+from raykd.store.payloads import VALUES
+from raykd.store.schema import shard_table
+from raykd.store.store import Store
 
 VOCABULARY, HIDDEN, LENGTH = 152_000, 1024, 64
 KINDS: dict[str, Payload] = {
@@ -78,9 +79,9 @@ def stored(
             part = slice(at, at + LENGTH)
             arrays = recorded(payload, teacher[part], hidden[part], generator)
             ids = np.zeros(len(teacher[part]), np.int32)
-            answers.append([Answer("", ids, ids.astype(np.float32), "length", arrays)])
+            answers.append([PseudoTarget("", ids, ids.astype(np.float32), "length", arrays)])
         keys = [number.to_bytes(16, "big") for number in range(len(answers))]
-        store.write(table(keys, range(1), answers, payload))
+        store.write(shard_table(keys, range(1), answers, payload))
         names = list(VALUES[payload.kind])
         sizes = store.describe()["bytes_per_token_of"]
         (rows,) = store.answers(names)

@@ -89,13 +89,14 @@ def inputs(options: argparse.Namespace) -> list[str]:
 def rendered(options: argparse.Namespace) -> tuple[list[str], list[list[int]]]:
     """Prompts, and their token ids as raykd encodes them."""
     sys.path.insert(0, str(ROOT))
-    from raykd import models, prompts
-    from raykd.recipe import Chat
+    from raykd.data import prompts
+    from raykd.models.tokenizers import encode_inputs, load_tokenizer
+    from raykd.recipe.prompts import Chat
 
-    tokenizer = models.load_tokenizer(options.model)
+    tokenizer = load_tokenizer(options.model)
     prompt = Chat(kind="chat", template=options.template) if options.chat else options.template
     texts = prompts.renderer(prompt, (), tokenizer)(inputs(options))
-    return texts, models.encode_inputs(tokenizer, texts, encoder=False, special_tokens=not options.chat)
+    return texts, encode_inputs(tokenizer, texts, encoder=False, special_tokens=not options.chat)
 
 
 def environment(options: argparse.Namespace) -> None:

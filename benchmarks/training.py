@@ -137,8 +137,9 @@ def prepare(folder: Path, settings: argparse.Namespace) -> None:
     import torch
 
     sys.path.insert(0, str(ROOT))
-    from raykd import models
-    from raykd.recipe import FromConfig, WordsTokenizer
+    from raykd.models.load import load_model
+    from raykd.models.tokenizers import build_tokenizer, load_tokenizer
+    from raykd.recipe.models import FromConfig, WordsTokenizer
 
     rows = {"words": words, "slots": slots, "instructions": instructions}[settings.task](settings)
     held = min(400, len(rows) // 10)
@@ -147,21 +148,21 @@ def prepare(folder: Path, settings: argparse.Namespace) -> None:
         (folder / f"{name}.jsonl").write_text("".join(line + "\n" for line in lines))
     tokenizer_folder = folder / "tokenizer"
     if settings.tokenizer:
-        models.load_tokenizer(settings.tokenizer).save_pretrained(tokenizer_folder)
+        load_tokenizer(settings.tokenizer).save_pretrained(tokenizer_folder)
     else:
         texts = [part for row in rows for part in row]
-        models.build_tokenizer(WordsTokenizer(kind="words"), texts, tokenizer_folder)
-    tokenizer = models.load_tokenizer(tokenizer_folder)
+        build_tokenizer(WordsTokenizer(kind="words"), texts, tokenizer_folder)
+    tokenizer = load_tokenizer(tokenizer_folder)
     kind, size = MODELS[settings.task]
     torch.manual_seed(0)
-    model = models.load(FromConfig(kind="config", model_type=kind, settings=size), tokenizer)
+    model = load_model(FromConfig(kind="config", model_type=kind, settings=size), tokenizer)
     model.save_pretrained(folder / "start")
     tokenizer.save_pretrained(folder / "start")
     (folder / "task.json").write_text(json.dumps({"task": settings.task, "workers": settings.workers}))
 
 
 def words(settings: argparse.Namespace) -> list[tuple[str, str]]:
-    from raykd.tasks.pronunciation import cmudict
+    from raykd.data.tasks.pronunciation import cmudict
 
     return [(row["input"], row["target"]) for part in ("gold", "unlabelled") for row in cmudict(part)]
 
@@ -182,9 +183,9 @@ def slots(settings: argparse.Namespace) -> list[tuple[str, str]]:
 def instructions(settings: argparse.Namespace) -> list[tuple[str, str]]:
     import random
 
-    from raykd import models
+    from raykd.models.tokenizers import load_tokenizer
 
-    tokenizer, rows = models.load_tokenizer(settings.tokenizer), []
+    tokenizer, rows = load_tokenizer(settings.tokenizer), []
     for path in settings.instructions.split(","):
         for line in map(json.loads, Path(path).read_text().splitlines()):
             for one in line.get("instances", [line]):  # self-instruct's seeds have instances
@@ -215,8 +216,12 @@ def run(arm: str, folder: Path) -> None:
 
 def raykd(arm: str, folder: Path, at: Path, task: dict, steps: int | None) -> dict:
     sys.path.insert(0, str(ROOT))
-    from raykd import encoded, training
-    from raykd.recipe import Checkpoint, Training
+    from raykd.data.prompts import PromptEncoder
+    from raykd.recipe.models import Checkpoint
+    from raykd.recipe.training import Training
+    from raykd.training.job import TrainingSpec
+    from raykd.training.loop import train
+    from raykd.training.sources import FileSource
 
     at.mkdir(exist_ok=True)
     budget = BUDGETS[task["task"]]
@@ -234,21 +239,21 @@ def raykd(arm: str, folder: Path, at: Path, task: dict, steps: int | None) -> di
         max_target_tokens=1024,
     )
     start = str(folder / "start")
-    job = training.Job(
+    job = TrainingSpec(
         name="raykd",
         model=Checkpoint(kind="checkpoint", path=start),
         tokenizer=start,
         training=settings,
-        source=encoded.Rows(str(folder / "train.jsonl")),
-        dev=encoded.Rows(str(folder / "dev.jsonl")),
-        student=encoded.Reading(start, "{input}", encoder=task["task"] != "instructions"),
+        source=FileSource(str(folder / "train.jsonl")),
+        dev=FileSource(str(folder / "dev.jsonl")),
+        student=PromptEncoder(start, "{input}", encoder=task["task"] != "instructions"),
         folder=str(at),
         tokens=str(folder / "tokens"),
         marks=("train", "dev"),
         seed=0,
         threads=THREADS,
     )
-    result = training.train(job, lambda metrics, checkpoint: None)
+    result = train(job, lambda metrics, checkpoint: None)
     stats = result["stats"]
     return {"steps": result["steps"], **{n: stats[n] for n in ("rows", "tokens", "seconds", "padding")}}
 
@@ -256,12 +261,12 @@ def raykd(arm: str, folder: Path, at: Path, task: dict, steps: int | None) -> di
 def encoded_rows(folder: Path) -> list[dict]:
     """The very ids that raykd trains on."""
     sys.path.insert(0, str(ROOT))
-    from raykd import models
+    from raykd.models.tokenizers import encode_inputs, encode_targets, load_tokenizer
 
     rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
-    tokenizer = models.load_tokenizer(folder / "tokenizer")
-    sources = models.encode_inputs(tokenizer, [row["input"] for row in rows], encoder=True)
-    targets = models.encode_targets(tokenizer, [row["target"] for row in rows])
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    sources = encode_inputs(tokenizer, [row["input"] for row in rows], encoder=True)
+    targets = encode_targets(tokenizer, [row["target"] for row in rows])
     return [{"input_ids": s, "labels": t, "length": len(s) + len(t)} for s, t in zip(sources, targets, strict=True)]
 
 
@@ -396,18 +401,19 @@ def dev_loss(model_folder: Path, folder: Path) -> float:
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    from raykd import batches, models
     from raykd.losses.tokens import TokenLoss
-    from raykd.students import Student
+    from raykd.models.tokenizers import encode_inputs, encode_targets, load_tokenizer
+    from raykd.training import batches
+    from raykd.training.student import Student
 
     task = json.loads((folder / "task.json").read_text())["task"]
     encoder = task != "instructions"
     family = AutoModelForSeq2SeqLM if encoder else AutoModelForCausalLM
     model = family.from_pretrained(model_folder).eval()
-    tokenizer = models.load_tokenizer(folder / "tokenizer")
+    tokenizer = load_tokenizer(folder / "tokenizer")
     rows = [json.loads(line) for line in (folder / "dev.jsonl").read_text().splitlines()]
-    sources = models.encode_inputs(tokenizer, [row["input"] for row in rows], encoder)
-    targets = models.encode_targets(tokenizer, [row["target"] for row in rows])
+    sources = encode_inputs(tokenizer, [row["input"] for row in rows], encoder)
+    targets = encode_targets(tokenizer, [row["target"] for row in rows])
     total = torch.zeros(2, dtype=torch.float64)
     student = Student(model)
     with torch.no_grad():

@@ -12,13 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipelines import distill
-from raykd import stages
-from raykd.data import Example, Lineage, load
-from raykd.recipe import Checkpoint, Mckd
-from raykd.run import Run
-from raykd.stages import Labels, Lesson, Sets
+from raykd.data.examples import Example, Lineage, load_examples
+from raykd.data.splits import Splits
+from raykd.recipe.methods import Mckd
+from raykd.recipe.models import Checkpoint
+from raykd.run.folder import Run
+from raykd.stages.evaluate import score_pseudo_targets
+from raykd.stages.labelling import Labelling
+from raykd.stages.partition import partition_inputs
+from raykd.stages.publish import publish_student
+from raykd.stages.relabel import measure_memorisation, relabel_inputs
+from raykd.stages.rows import read_rows
+from raykd.stages.select import select_relabelled
+from raykd.stages.train import TrainingData, train_students
 
-Taught = list[Example] | tuple[Labels, ...]  # what a partition's student learns: texts, or what a store keeps
+Taught = list[Example] | tuple[Labelling, ...]  # what a partition's student learns: texts, or what a store keeps
 
 
 def run(run: Run, alone: bool = False) -> str:
@@ -26,7 +34,7 @@ def run(run: Run, alone: bool = False) -> str:
 
     `alone`: without what it is compared with.
     """
-    rows, method = stages.read_rows(run), settings(run)
+    rows, method = read_rows(run), settings(run)
     given, labelled = teacher(run, rows)
     count = method.partitions
     parts: list[Taught] = list(labelled)
@@ -42,11 +50,11 @@ def run(run: Run, alone: bool = False) -> str:
         lessons |= distill.gold_only(run, rows)
     if run.recipe.arms.distilled and not alone:
         whole = replace(given, sources=tuple(range(count)))
-        lessons["distilled"] = Lesson((whole,) if method.exchange == "top_k" else sum(labelled, []))
-    trained = stages.train(run, rows, lessons)
+        lessons["distilled"] = TrainingData((whole,) if method.exchange == "top_k" else sum(labelled, []))
+    trained = train_students(run, rows, lessons)
     distill.score(run, rows, trained)
     if not alone:
-        stages.publish(run, trained["mckd/final"]["model"])
+        publish_student(run, trained["mckd/final"]["model"])
     return trained["mckd/final"]["model"]
 
 
@@ -56,25 +64,25 @@ def settings(run: Run) -> Mckd:
     return run.recipe.method
 
 
-def labels(run: Run, begun: Callable[[Labels], None] = lambda given: None) -> Labels:
+def labels(run: Run, begun: Callable[[Labelling], None] = lambda given: None) -> Labelling:
     """The teacher's answers: sources 0 to P - 1 are the partitions, then come the test inputs."""
-    rows = stages.read_rows(run)
-    return distill.asked(run, rows, stages.partition(run, rows, settings(run)), begun)
+    rows = read_rows(run)
+    return distill.asked(run, rows, partition_inputs(run, rows, settings(run)), begun)
 
 
-def teacher(run: Run, rows: Sets) -> tuple[Labels, list[list[Example]]]:
+def teacher(run: Run, rows: Splits) -> tuple[Labelling, list[list[Example]]]:
     """The teacher's answers, and what of them is learnt, by partition; it is scored."""
     given = labels(run)
     lineages = [Lineage("teacher", partition=i) for i in range(settings(run).partitions)]
     return given, distill.taught(run, rows, given, lineages)
 
 
-def lesson(run: Run, rows: Sets, taught: Taught, unseen: Sequence[Path] = (), **changes) -> Lesson:
+def lesson(run: Run, rows: Splits, taught: Taught, unseen: Sequence[Path] = (), **changes) -> TrainingData:
     """What a student learns: pseudo-targets, and gold where the recipe mixes it in, but of `unseen` inputs."""
     if settings(run).gold and isinstance(taught, list):
-        hidden = {example.input for file in unseen for example in load(file)}
+        hidden = {example.input for file in unseen for example in load_examples(file)}
         taught = taught + [example for example in rows.gold if example.input not in hidden]
-    return Lesson(taught, weigh=settings(run).weigh, **changes)
+    return TrainingData(taught, weigh=settings(run).weigh, **changes)
 
 
 def together(parts: list[Taught]) -> Taught:
@@ -83,23 +91,25 @@ def together(parts: list[Taught]) -> Taught:
     return texts or tuple(labels for part in parts if not isinstance(part, list) for labels in part)
 
 
-def round(run: Run, rows: Sets, number: int, parts: list[Taught], before: list[str]) -> tuple[list[Taught], list[str]]:
+def round(
+    run: Run, rows: Splits, number: int, parts: list[Taught], before: list[str]
+) -> tuple[list[Taught], list[str]]:
     """A student for each partition, which labels others as soon as it is ready; the new labels, and the students."""
     at, method, count = f"mckd/round-{number}", settings(run), len(parts)
-    files = stages.partition(run, rows, method)
+    files = partition_inputs(run, rows, method)
     unseen = [[(i + shift) % count for shift in SHIFTS[method.relabel](count)] for i in range(count)]
-    found: dict[int, Labels] = {}
+    found: dict[int, Labelling] = {}
 
-    def one(i: int) -> Lesson:
+    def one(i: int) -> TrainingData:
         others = [files[j] for j in unseen[i]]
 
         def relabel(model: str) -> None:
-            found[i] = stages.relabel(run, f"{at}/labels-by-{i}", model, others, files[i])
+            found[i] = relabel_inputs(run, f"{at}/labels-by-{i}", model, others, files[i])
 
         warm = Checkpoint(kind="checkpoint", path=before[i]) if method.warm_start and before else None
         return lesson(run, rows, parts[i], others, model=warm, then=(f"{at}/labels-by-{i}", relabel))
 
-    trained = stages.train(run, rows, {f"{at}/student-{i}": one(i) for i in range(count)})
+    trained = train_students(run, rows, {f"{at}/student-{i}": one(i) for i in range(count)})
     written: list[list[list[Example]]] = [[] for _ in parts]  # of each partition, by each student that labelled it
     for i in range(count):
         for place, j in enumerate(unseen[i]):
@@ -108,10 +118,10 @@ def round(run: Run, rows: Sets, number: int, parts: list[Taught], before: list[s
     old = [
         part if isinstance(part, list) else sum((one.examples(one.sources[0]) for one in part), []) for part in parts
     ]
-    new = stages.relabelled(run, f"{at}/labels", written, old)
+    new = select_relabelled(run, f"{at}/labels", written, old)
     if method.relabel != "own":
-        stages.remembered(run, f"{at}/memory", [found[i] for i in range(count)], old, unseen)
-    stages.quality(run, f"{at}/quality", number, "students", sum(new, []), rows.unlabelled)
+        measure_memorisation(run, f"{at}/memory", [found[i] for i in range(count)], old, unseen)
+    score_pseudo_targets(run, f"{at}/quality", number, "students", sum(new, []), rows.unlabelled)
     students = [result["model"] for result in trained.values()]
     if method.exchange == "text":
         return list(new), students

@@ -25,14 +25,19 @@ from types import ModuleType
 from typing import Any
 
 from pipelines import distill, mckd
-from raykd import recipe as recipes
-from raykd import report, space, stages, sweep_report
+from raykd.console import Console
 from raykd.errors import RaykdError, RecipeError, RunError
-from raykd.recipe import Recipe
-from raykd.run import Run, manifests, write_json
-from raykd.screen import Screen
-from raykd.space import Point, Space
-from raykd.sweep_report import SEARCHED, TRIAL
+from raykd.recipe import space
+from raykd.recipe.load import changed_recipe, load_recipe, recipe_differences, resolve_paths
+from raykd.recipe.recipe import Recipe
+from raykd.recipe.space import Point, Space
+from raykd.report.gather import LAST, log_lines
+from raykd.report.sweep import SEARCHED, TRIAL, write_sweep_report
+from raykd.run.files import write_json
+from raykd.run.folder import Run
+from raykd.run.manifests import manifests
+from raykd.stages.rows import read_rows
+from raykd.stages.sweep import search_space, trial_trainer, trials_at_once
 
 METHODS: dict[str, ModuleType] = {"distill": distill, "mckd": mckd}
 Report = Callable[[dict[str, float], Path | None], None]
@@ -48,12 +53,12 @@ class Sweep:
     goals: list[tuple[str, str]]
 
 
-def run(recipe: Recipe, searched: Space, screen: Screen) -> dict[str, Any]:
+def run(recipe: Recipe, searched: Space, screen: Console) -> dict[str, Any]:
     """Teacher, control arm, trials; what `sweep_report.write` found. The same sweep goes on where it was stopped.
 
     Raises RecipeError, before anything starts, for a space that does not fit the recipe.
     """
-    recipe = recipes.resolve(recipe)  # trials may run in other folders
+    recipe = resolve_paths(recipe)  # trials may run in other folders
     goals = space.goals(searched, recipe)
     points, asking = space.all_of(searched, recipe)
     if "://" in recipe.output:
@@ -63,18 +68,18 @@ def run(recipe: Recipe, searched: Space, screen: Screen) -> dict[str, Any]:
     with ExitStack() as kept:
         kept.enter_context(screen.quiet(folder / "driver.log"))
         teacher = kept.enter_context(Run(asking, screen, folder / "teacher"))
-        concurrent, threads = stages.trials_at_once(teacher, searched.search.concurrent)
+        concurrent, threads = trials_at_once(teacher, searched.search.concurrent)
         own = {"cluster.student.threads": threads}  # the best recipe says it too: another number gives another student
-        sweep = Sweep(folder.absolute(), recipes.changed(recipe, own, ""), searched, goals)
-        teacher.recipe = recipes.changed(teacher.recipe, own, "")
-        METHODS[recipe.method.kind].teacher(teacher, stages.read_rows(teacher))
+        sweep = Sweep(folder.absolute(), changed_recipe(recipe, own, ""), searched, goals)
+        teacher.recipe = changed_recipe(teacher.recipe, own, "")
+        METHODS[recipe.method.kind].teacher(teacher, read_rows(teacher))
         if recipe.arms.gold_only:
             control = kept.enter_context(Run(sweep.recipe, screen, folder / "control", teacher.path))
             distill.control(control)
         else:
             screen.say("no control arm: arms.gold_only gives no rows for it")
-        stages.search(teacher, partial(trial, sweep), sweep.goals, searched, points, folder / "tune", concurrent)
-    return sweep_report.write(folder)
+        search_space(teacher, partial(trial, sweep), sweep.goals, searched, points, folder / "tune", concurrent)
+    return write_sweep_report(folder)
 
 
 def _begin(folder: Path, recipe: Recipe, searched: Space, goals: list[tuple[str, str]]) -> None:
@@ -85,7 +90,7 @@ def _begin(folder: Path, recipe: Recipe, searched: Space, goals: list[tuple[str,
         write_json(file, now)
         return
     before = json.loads(file.read_text(encoding="utf-8"))
-    changed = recipes.differences(Recipe.model_validate(before["recipe"]), recipe)
+    changed = recipe_differences(Recipe.model_validate(before["recipe"]), recipe)
     if before["space"] != searched.source:
         changed.append("the space")
     if changed:
@@ -103,13 +108,13 @@ def trial(sweep: Sweep, name: str, point: Point, send: Report, resume: Path | No
         metrics = json.loads(done.read_text(encoding="utf-8"))["metrics"]
         return send(metrics, None) if metrics else None
     recipe = space.recipe_of(sweep.space, sweep.recipe, point)
-    screen = Screen()
+    screen = Console()
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "trial.log", "a", buffering=1, encoding="utf-8") as screen.out:
         try:
             with Run(recipe, screen, _run_folder(folder, recipe), sweep.folder / "teacher") as made:
-                goal = report.LAST[recipe.method.kind]
-                made.fit = stages.here(goal, send, resume)
+                goal = LAST[recipe.method.kind]
+                made.fit = trial_trainer(goal, send, resume)
                 METHODS[recipe.method.kind].run(made, alone=True)
             metrics = _metrics(made.path, goal, [metric for metric, _ in sweep.goals])
             result = {"point": point, "run": str(made.path), "metrics": metrics}
@@ -127,7 +132,7 @@ def _run_folder(folder: Path, recipe: Recipe) -> Path:
     while True:
         path = folder / f"run-{number}" if number else folder / "run"
         saved = path / "recipe.yaml"
-        if not saved.exists() or not recipes.differences(recipes.load(saved), recipe):
+        if not saved.exists() or not recipe_differences(load_recipe(saved), recipe):
             return path
         number += 1
 
@@ -137,7 +142,7 @@ def _metrics(folder: Path, goal: str, wanted: list[str]) -> dict[str, float]:
     found = {manifest["stage"]: manifest for manifest in manifests(folder)}
     trained = found[goal]
     judged: dict[str, Any] = {}
-    for line in report.lines(folder / goal / "log.jsonl"):
+    for line in log_lines(folder / goal / "log.jsonl"):
         if line["step"] == trained["results"]["best_step"]:
             judged |= line
     metrics = {name: value for name, value in judged.items() if name.startswith("dev_") or name in wanted}

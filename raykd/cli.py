@@ -70,9 +70,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _recipe(options: argparse.Namespace):
-    from raykd import recipe
+    from raykd.recipe.load import load_recipe
 
-    return recipe.load(_file(options.recipe, "pipelines", "recipes", ".yaml"), options.overrides)
+    return load_recipe(_file(options.recipe, "pipelines", "recipes", ".yaml"), options.overrides)
 
 
 def _file(name: str, package: str, folder: str, ending: str) -> Path:
@@ -86,14 +86,14 @@ def _file(name: str, package: str, folder: str, ending: str) -> Path:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from raykd import recipe
+    from raykd.recipe.load import dump_recipe, resolve_paths
 
-    print(recipe.dump(recipe.resolve(_recipe(options))), end="")
+    print(dump_recipe(resolve_paths(_recipe(options))), end="")
     return 0
 
 
 def _run(options: argparse.Namespace) -> int:
-    from raykd import remote
+    from raykd.run import remote
 
     run, student = _execute(options, lambda pipeline, run: pipeline.run(run))
     _report_on(run.path)
@@ -103,9 +103,11 @@ def _run(options: argparse.Namespace) -> int:
 
 def _label(options: argparse.Namespace) -> int:
     run, labels = _execute(options, lambda pipeline, run: pipeline.labels(run))
-    from raykd import stages  # here, so that an installation that only checks recipes has said so
+    from raykd.stages.preview import (
+        preview_pseudo_targets,  # here, so that an installation that only checks recipes has said so
+    )
 
-    for line in stages.preview(run, labels):
+    for line in preview_pseudo_targets(run, labels):
         run.screen.say(line)
     run.screen.say(f"store: {labels.store}")
     return _left_out(run)
@@ -121,11 +123,11 @@ def _left_out(run: Any) -> int:
 def _execute(options: argparse.Namespace, work: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
     """A run of the recipe, and what `work(pipeline, run)` made of it."""
     recipe = _runnable(options)
-    from raykd.run import Run
-    from raykd.screen import Screen
+    from raykd.console import Console
+    from raykd.run.folder import Run
 
     pipeline = importlib.import_module(PIPELINES[recipe.method.kind])
-    screen = Screen(options.verbose)
+    screen = Console(options.verbose)
     run = Run(recipe, screen)
     with screen.quiet(run.path / "logs" / "driver.log"), run:
         return run, work(pipeline, run)
@@ -151,12 +153,12 @@ def _runnable(options: argparse.Namespace):
 
 def _tune(options: argparse.Namespace) -> int:
     recipe = _runnable(options)
-    from raykd import space
-    from raykd.screen import Screen
+    from raykd.console import Console
+    from raykd.recipe import space
 
-    searched = space.load(_file(options.space, "tune_spaces", "", ".py"))
+    searched = space.load_space(_file(options.space, "tune_spaces", "", ".py"))
     pipeline = importlib.import_module(PIPELINES["tune"])
-    found = pipeline.run(recipe, searched, Screen(options.verbose))
+    found = pipeline.run(recipe, searched, Console(options.verbose))
     _report_on_sweep(found, Path(recipe.output) / found["name"])
     failed = [trial for trial in found["trials"] if trial["state"] == "failed"]
     for trial in failed:
@@ -165,14 +167,15 @@ def _tune(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from raykd import remote, sweep_report
-    from raykd.run import bring
+    from raykd.report.sweep import SEARCHED, write_sweep_report
+    from raykd.run import remote
+    from raykd.run.folder import bring
 
     folder = remote.folder(options.run)
     if remote.url(folder):
         bring(folder)
-    if (folder / sweep_report.SEARCHED).exists():
-        _report_on_sweep(sweep_report.write(folder), folder)
+    if (folder / SEARCHED).exists():
+        _report_on_sweep(write_sweep_report(folder), folder)
     else:
         _report_on(folder)
     return 0
@@ -190,9 +193,10 @@ def _report_on_sweep(found: dict[str, Any], folder: Path) -> None:
 
 
 def _report_on(folder: Path) -> None:
-    from raykd import remote, report
+    from raykd.report.write import write_report
+    from raykd.run import remote
 
-    found = report.write(folder)
+    found = write_report(folder)
     remote.send(*(folder / f"report.{kind}" for kind in ("json", "md", "html")))
     for arm, values in found["arms"].items():
         print(f"{arm:>12}  " + "  ".join(f"{name} {value:.2f}" for name, value in values.items()))
@@ -222,6 +226,6 @@ def _verify(options: argparse.Namespace) -> int:
 def _store(options: argparse.Namespace):
     if importlib.util.find_spec("pyarrow") is None:
         raise RecipeError("this installation only checks recipes; to read stores: pip install 'raykd[run]'")
-    from raykd.store import Store
+    from raykd.store.store import Store
 
     return Store(options.path)

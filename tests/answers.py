@@ -6,8 +6,8 @@ from pathlib import Path
 
 from conftest import word
 
+from raykd.data.tasks.formats import Format
 from raykd.errors import EngineDead
-from raykd.tasks import Format
 
 
 def _capitals(text: str, answer: str) -> str | None:

@@ -20,6 +20,14 @@ os.environ.pop("RAY_ADDRESS", None)
 ROOT = Path(__file__).parents[1]
 os.environ["PYTHONPATH"] = str(ROOT / "tests")  # for functions that recipes of tests name
 LETTERS = "abcdefgh"
+RECIPE = """
+name: r
+output: {output}
+method: {{kind: distill}}
+data: {{unlabelled: {{kind: jsonl, path: rows.jsonl}}, max_bad_rows: {bad}}}
+teacher: {{model: {{kind: checkpoint, path: t}}}}
+student: {{model: {{kind: checkpoint, path: s}}, training: {{learning_rate: 0.1, max_steps: 1}}}}
+"""
 T5 = {
     "d_model": 16,
     "d_kv": 8,
@@ -62,11 +70,11 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
 @pytest.fixture(scope="session")
 def shared_tokenizer(tmp_path_factory) -> Path:
     """The words tokenizer of LETTERS in both cases, and the separator."""
-    from raykd import models
-    from raykd.recipe import WordsTokenizer
+    from raykd.models.tokenizers import build_tokenizer
+    from raykd.recipe.models import WordsTokenizer
 
     folder = tmp_path_factory.mktemp("tokenizer")
-    models.build_tokenizer(WordsTokenizer(kind="words", extra=["=>"]), [" ".join(LETTERS + LETTERS.upper())], folder)
+    build_tokenizer(WordsTokenizer(kind="words", extra=["=>"]), [" ".join(LETTERS + LETTERS.upper())], folder)
     return folder
 
 
@@ -75,15 +83,16 @@ def tiny_models(tmp_path_factory, shared_tokenizer) -> dict[str, Path]:
     """Folders of a tiny t5 and a tiny llama with random weights."""
     import torch
 
-    from raykd import models
-    from raykd.recipe import FromConfig
+    from raykd.models.load import load_model
+    from raykd.models.tokenizers import load_tokenizer
+    from raykd.recipe.models import FromConfig
 
     found = {}
     for kind, settings in (("t5", T5), ("llama", LLAMA)):
         torch.manual_seed(0)
-        tokenizer = models.load_tokenizer(shared_tokenizer)
+        tokenizer = load_tokenizer(shared_tokenizer)
         found[kind] = tmp_path_factory.mktemp(kind)
-        models.load(FromConfig(kind="config", model_type=kind, settings=settings), tokenizer).save_pretrained(
+        load_model(FromConfig(kind="config", model_type=kind, settings=settings), tokenizer).save_pretrained(
             found[kind]
         )
         tokenizer.save_pretrained(found[kind])
@@ -94,7 +103,7 @@ def tiny_models(tmp_path_factory, shared_tokenizer) -> dict[str, Path]:
 def ray_session():
     """One local Ray for all tests that need one."""
     from raykd.cluster import connect
-    from raykd.recipe import Cluster
+    from raykd.recipe.cluster import Cluster
 
     with connect.ray_cluster(Cluster(), ROOT / "build" / "test-logs", verbose=False):
         yield

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raykd import recipe
+from raykd.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "cluster.yaml").read_text()
@@ -77,6 +77,6 @@ def test_the_kubernetes_job_is_the_same_cluster(cluster):
         assert container["resources"]["limits"]["nvidia.com/gpu"] == "1" and container["volumeMounts"]
     program, command, name, *overrides = shlex.split(job["spec"]["entrypoint"])
     assert (program, command, name) == ("raykd", "run", "demo")
-    settings = recipe.load(ROOT / "pipelines/recipes/demo.yaml", overrides).cluster
+    settings = load_recipe(ROOT / "pipelines/recipes/demo.yaml", overrides).cluster
     assert settings.teacher.resources["raykd_teacher"] == settings.student.resources["raykd_student"] == 1
     assert settings.capacity == {"CPU": 32, "GPU": 6, "raykd_teacher": 2, "raykd_student": 4}

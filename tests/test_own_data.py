@@ -62,12 +62,12 @@ def small_bert(folder: Path) -> Path:
     """A tiny encoder with random weights, that knows the words."""
     from transformers import BertConfig, BertModel
 
-    from raykd import models
-    from raykd.recipe import WordsTokenizer
+    from raykd.models.tokenizers import build_tokenizer, load_tokenizer
+    from raykd.recipe.models import WordsTokenizer
 
     texts = [f"{words} {last}" for words in WORDS.values() for last in LAST]
-    models.build_tokenizer(WordsTokenizer(kind="words"), texts, folder)
-    tokenizer = models.load_tokenizer(folder)
+    build_tokenizer(WordsTokenizer(kind="words"), texts, folder)
+    tokenizer = load_tokenizer(folder)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     BertModel(BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)).save_pretrained(
         folder

@@ -13,7 +13,7 @@ from typing import IO
 
 from raykd.errors import ClusterError
 from raykd.reaper import reaper
-from raykd.recipe import Cluster
+from raykd.recipe.cluster import Cluster
 
 MARK = "RAYKD_RUN"  # in the environment of every process of a local Ray, so that the reaper can tell them
 OBJECT_STORE = 300 * 1024**2  # bytes, of a local Ray

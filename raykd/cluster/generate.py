@@ -17,12 +17,15 @@ import ray
 from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
-from raykd import data, remote
 from raykd.cluster import counters, resources
-from raykd.engines import Answer, Engine, Opening, Refusal, open_engine
+from raykd.data.examples import batched
+from raykd.engines.engine import Engine, EngineConfig, PseudoTarget, Rejected, open_engine
 from raykd.errors import EngineDead, EngineError
-from raykd.recipe import Actors, EndpointEngine, VllmEngine
-from raykd.store import Store, table
+from raykd.recipe.cluster import Actors
+from raykd.recipe.generation import EndpointEngine, VllmEngine
+from raykd.run import remote
+from raykd.store.schema import shard_table
+from raykd.store.store import Store
 
 SMALLEST = 8  # the last shards of a pass with several replicas have an eighth of the rows of a whole one
 COUNTED = {"rows_labelled": "rows", "tokens_generated": "output_tokens", "engine_deaths": "engine_deaths"}
@@ -70,7 +73,7 @@ def pieces(rows: np.ndarray, samples: range, shard_rows: int, replicas: int) -> 
 def label(
     prompts: str,
     todo: list[Piece],
-    opening: Opening,
+    opening: EngineConfig,
     store: Store,
     actors: Actors,
     landed: Callable[[Done], None],
@@ -87,7 +90,7 @@ def label(
     """
     least, most = actors.bounds()
     per_block = math.ceil(len(todo) / max(MOST_BLOCKS, 8 * most))
-    blocks = [_block(some) for some in data.batched(todo, per_block)]
+    blocks = [_block(some) for some in batched(todo, per_block)]
     calls = _calls(opening, max(len(piece.rows) * len(piece.samples) for piece in todo))
     with warnings.catch_warnings():  # Ray has no other way yet to bound the restarts of an actor
         warnings.simplefilter("ignore", RayDeprecationWarning)
@@ -130,7 +133,7 @@ def label(
 class _Labeller:
     """The actor: an engine that answers several pieces at the same time, and a store to land in."""
 
-    def __init__(self, opening: Opening, store: Store, prompts: str, max_failures: int, run: str, name: str):
+    def __init__(self, opening: EngineConfig, store: Store, prompts: str, max_failures: int, run: str, name: str):
         self.opening, self.store, self.prompts, self.max_failures = opening, store, prompts, max_failures
         self.busy = counters.Busy(run, name)
         remote.fetch(prompts, opening.model)
@@ -163,14 +166,14 @@ class _Labeller:
         """Answer a piece and land it; returns keys and reasons of what the engine refused."""
         keys, prompts, targets = _read(self.prompts, rows)
         answers = self._answers(keys, prompts, targets, samples)
-        good = [(k, a) for k, a in zip(keys, answers, strict=True) if not isinstance(a, Refusal)]
+        good = [(k, a) for k, a in zip(keys, answers, strict=True) if not isinstance(a, Rejected)]
         if good:
-            self.store.write(table([k for k, _ in good], samples, [a for _, a in good], self.opening.payload))
-        return [(k, a.reason) for k, a in zip(keys, answers, strict=True) if isinstance(a, Refusal)]
+            self.store.write(shard_table([k for k, _ in good], samples, [a for _, a in good], self.opening.payload))
+        return [(k, a.reason) for k, a in zip(keys, answers, strict=True) if isinstance(a, Rejected)]
 
     def _answers(
         self, keys: list[bytes], prompts: list[str], targets: list[str | None], samples: range
-    ) -> list[list[Answer] | Refusal]:
+    ) -> list[list[PseudoTarget] | Rejected]:
         given = [target for target in targets if target is not None]
         seeds = [_seed(self.opening.seed, key) for key in keys] if self.opening.sampling.seeded else None
         while True:
@@ -178,7 +181,7 @@ class _Labeller:
             try:
                 if not given:
                     return engine.generate(prompts, samples, seeds)
-                return [a if isinstance(a, Refusal) else [a] for a in engine.score(prompts, given)]
+                return [a if isinstance(a, Rejected) else [a] for a in engine.score(prompts, given)]
             except EngineDead as error:
                 self._open_again(engine, error)
 
@@ -211,7 +214,7 @@ def _block(some: list[Piece]) -> pa.Table:
     return pa.table({"rows": rows, "samples": [[piece.samples.start, piece.samples.stop] for piece in some]})
 
 
-def _calls(opening: Opening, sequences: int) -> int:
+def _calls(opening: EngineConfig, sequences: int) -> int:
     """Pieces of so many sequences that an engine should have at once, to be never idle."""
     if isinstance(opening.spec, VllmEngine):
         batch = opening.spec.arguments.get("max_num_seqs") or 256

@@ -6,7 +6,8 @@ import math
 import os
 
 from raykd.errors import ClusterError
-from raykd.recipe import Cluster, Recipe
+from raykd.recipe.cluster import Cluster
+from raykd.recipe.recipe import Recipe
 
 
 def capacity(settings: Cluster) -> dict[str, float]:

@@ -10,27 +10,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
-from raykd import remote
 from raykd.cluster import resources
-from raykd.recipe import Cluster, Scorers
+from raykd.recipe.cluster import Cluster
+from raykd.recipe.training import RemoteOutputs
+from raykd.run import remote
 
 if TYPE_CHECKING:
-    from raykd.encoded import Reading
-    from raykd.training import Job
+    from raykd.data.prompts import PromptEncoder
+    from raykd.training.job import TrainingSpec
 
 
 class _Teacher:
     """The actor: a frozen model."""
 
-    def __init__(self, reading: Reading, dtype: str, columns: int | None, k: int, threads: int):
+    def __init__(self, reading: PromptEncoder, dtype: str, columns: int | None, k: int, threads: int):
         import torch
 
-        from raykd.teaching import InProcess
+        from raykd.training.teachers import InProcessTeacher
 
         remote.fetch(reading.tokenizer)
         torch.set_num_threads(threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.teacher, self.k = InProcess(reading, dtype, device, columns), k
+        self.teacher, self.k = InProcessTeacher(reading, dtype, device, columns), k
 
     def top_k(self, teacher: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         import torch
@@ -56,15 +57,15 @@ class ActorScorer:
 
 
 @contextmanager
-def scorers(job: Job, cluster: Cluster) -> Iterator[ActorScorer | None]:
+def scorers(job: TrainingSpec, cluster: Cluster) -> Iterator[ActorScorer | None]:
     """The scorer that a job asks for, as long as it trains; None where it asks for none."""
-    from raykd import models
+    from raykd.models.tokenizers import load_tokenizer, shared_vocab_size
 
     wanted = job.training.teacher
-    if not job.training.needs_teacher() or not isinstance(wanted, Scorers) or job.teacher is None:
+    if not job.training.needs_teacher() or not isinstance(wanted, RemoteOutputs) or job.teacher is None:
         yield None
         return
-    columns = models.shared_columns(models.load_tokenizer(job.tokenizer), models.load_tokenizer(job.teacher.tokenizer))
+    columns = shared_vocab_size(load_tokenizer(job.tokenizer), load_tokenizer(job.teacher.tokenizer))
     place, count = cluster.teacher, cluster.teacher.bounds()[1]
     custom = {name: amount for name, amount in place.resources.items() if name not in ("CPU", "GPU")}
     made = ray.remote(_Teacher).options(

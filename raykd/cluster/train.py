@@ -16,15 +16,15 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray import train as ray_train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from raykd import remote
 from raykd.cluster import counters, resources, score
 from raykd.errors import RaykdError, RunError, TrainingError
-from raykd.recipe import Cluster
-from raykd.run import fingerprint, write_json
-from raykd.trackers import FILES, LOG
+from raykd.recipe.cluster import Cluster
+from raykd.run import remote
+from raykd.run.files import fingerprint, write_json
+from raykd.training.trackers import FILES, LOG
 
 if TYPE_CHECKING:
-    from raykd.training import Job
+    from raykd.training.job import TrainingSpec
 
 ERROR = "error.txt"  # in a training's folder: why one of its workers gave up
 BEST = "best.json"  # in a training's folder at a URL: {step}, whose model is there; gone while another is sent
@@ -37,16 +37,18 @@ def _worker(config: dict) -> dict:
     def report(metrics: dict, folder: Path) -> None:
         if first and remote.url(job.folder):
             with suppress(RunError):  # then the model is made again from the checkpoint
-                _send(Path(job.folder), checkpoints.best_step(folder))
+                _send(Path(job.folder), best_step(folder))
         ray_train.report(metrics, checkpoint=ray_train.Checkpoint.from_directory(str(folder)))
 
-    from raykd import checkpoints, training  # here, so that Ray's own processes need not load torch and transformers
+    from raykd.training.checkpoints import best_step
+    from raykd.training.job import needed_files
+    from raykd.training.loop import train  # here, so that Ray's own processes need not load torch and transformers
 
     job = config["job"]
     first = ray_train.get_context().get_world_rank() == 0
     said = Path(job.folder) / ERROR
     Path(job.folder).mkdir(parents=True, exist_ok=True)
-    there = remote.fetch(said, *training.needs(job), *([job.folder] if first else []))
+    there = remote.fetch(said, *needed_files(job), *([job.folder] if first else []))
     if remote.url(said) and said not in there:
         said.unlink(missing_ok=True)
     if said.exists():  # of the workers before these
@@ -55,8 +57,8 @@ def _worker(config: dict) -> dict:
     try:
         with held.as_directory() if held else nullcontext() as folder:
             if folder and first and remote.url(job.folder):
-                _trusted(Path(job.folder), checkpoints.best_step(Path(folder)))
-            result = training.train(job, report, Path(folder) if folder else None, config["scorer"])
+                _trusted(Path(job.folder), best_step(Path(folder)))
+            result = train(job, report, Path(folder) if folder else None, config["scorer"])
         if first:
             remote.send(job.folder)
         return result
@@ -93,7 +95,9 @@ def together(count: int, cluster: Cluster) -> tuple[int, int]:
     return at_once, resources.threads(workers.threads, at_once * most)
 
 
-def fit(job: Job, cluster: Cluster, progress: Callable[[int, str], None], callbacks: Sequence[Any] = ()) -> dict:
+def fit(
+    job: TrainingSpec, cluster: Cluster, progress: Callable[[int, str], None], callbacks: Sequence[Any] = ()
+) -> dict:
     """Train a job; its result, as `training.train` returns it. May be called from several threads at once.
 
     `progress(step, note)` is called about once a second, at a URL after evaluations. A job whose folder holds a
@@ -155,19 +159,19 @@ def _storage(url: str, field: str) -> tuple[Any, str]:
     return PyFileSystem(FSSpecHandler(system)), path
 
 
-def _mark(job: Job) -> str:
+def _mark(job: TrainingSpec) -> str:
     """What names a training in a storage that others use as well."""
     return fingerprint([job.folder, job.marks, job.training.model_dump(), job.model.model_dump(), job.seed])
 
 
-def _cause(job: Job, error: ray_train.TrainingFailedError) -> str:
+def _cause(job: TrainingSpec, error: ray_train.TrainingFailedError) -> str:
     """What ended the worker, in one line."""
     inner = next(iter(getattr(error, "worker_failures", {}).values()), error)
     lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
     return f"{job.name}: {lines[-1] if lines else type(inner).__name__}"
 
 
-def _watch(job: Job, progress: Callable[[int, str], None], ended: threading.Event) -> None:
+def _watch(job: TrainingSpec, progress: Callable[[int, str], None], ended: threading.Event) -> None:
     """Follow a training's log, which is where all its numbers are anyway."""
     log, offset, last = Path(job.folder) / LOG, 0, {}
     counted = {"examples": 0, "tokens": 0}

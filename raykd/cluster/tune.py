@@ -20,15 +20,16 @@ from ray.tune.search.sample import Integer
 
 from raykd.cluster import counters, score
 from raykd.cluster import train as ray_train
+from raykd.console import Console
 from raykd.errors import RunError
-from raykd.recipe import Cluster, Recipe
-from raykd.run import put, replaced
-from raykd.screen import Screen
-from raykd.space import Asha, Optuna, Pbt, Point, Space, is_domain, made, said
-from raykd.sweep_report import RUNGS
+from raykd.recipe.cluster import Cluster
+from raykd.recipe.recipe import Recipe
+from raykd.recipe.space import Asha, Optuna, Pbt, Point, Space, is_domain, made, said
+from raykd.report.sweep import RUNGS
+from raykd.run.files import put, replaced
 
 if TYPE_CHECKING:
-    from raykd.training import Job
+    from raykd.training.job import TrainingSpec
 
 LAST = "last"  # in a training's folder: its last checkpoint
 TIME = "progress"  # percent of the training that is searched
@@ -45,7 +46,7 @@ def search(
     folder: Path,
     recipe: Recipe,
     concurrent: int,
-    screen: Screen,
+    screen: Console,
 ) -> None:
     """Run `trial(id, point, report, checkpoint)` of each point; go on where a search in this folder was stopped.
 
@@ -132,10 +133,10 @@ def trainer(goal: str, report: Report, resume: Path | None) -> Callable[..., dic
     training keeps its last checkpoint in its folder, and goes on from there.
     """
 
-    def fit(job: Job, cluster: Cluster, progress: Callable[[int, str], None]) -> dict:
+    def fit(job: TrainingSpec, cluster: Cluster, progress: Callable[[int, str], None]) -> dict:
         if cluster.student.bounds()[1] > 1:
             return ray_train.fit(job, cluster, progress, [TuneReportCallback()] if job.name == goal else [])
-        from raykd import training
+        from raykd.training.loop import train
 
         last = Path(job.folder) / LAST
         counted: dict[str, int] = {}
@@ -152,7 +153,7 @@ def trainer(goal: str, report: Report, resume: Path | None) -> Callable[..., dic
 
         held = last if last.exists() else resume if job.name == goal else None
         with score.scorers(job, cluster) as scorer:
-            result = training.train(job, keep, held, scorer)
+            result = train(job, keep, held, scorer)
         shutil.rmtree(last, ignore_errors=True)
         return result
 
@@ -271,7 +272,7 @@ class _RememberingAsha(ASHAScheduler):
 class _Said(tune.Callback):
     """What the user sees of trials. Ray Tune pickles it, so what it says it to is the class's."""
 
-    screen: Screen
+    screen: Console
     goals: list[tuple[str, str]]
     count: int
     over = 0

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from raykd.engines import Answer, Opening, Refusal
+from raykd.engines.engine import EngineConfig, PseudoTarget, Rejected
 from raykd.errors import EngineError
 
 OURS = ("model", "prompt", "messages", "stream")  # of a request's fields, what sampling.options may not set
@@ -35,7 +35,7 @@ class EndpointEngine:
     The tokens that it counts are those that the server says it used.
     """
 
-    def __init__(self, opening: Opening):
+    def __init__(self, opening: EngineConfig):
         import openai
 
         spec: Any = opening.spec
@@ -61,14 +61,14 @@ class EndpointEngine:
 
     def generate(
         self, prompts: list[str], samples: range = range(1), seeds: list[int] | None = None
-    ) -> list[list[Answer] | Refusal]:
+    ) -> list[list[PseudoTarget] | Rejected]:
         """As Engine.generate. That a sample depends on its seed alone is the server's to keep, as vLLM does.
 
         Raises EngineError for what concerns every prompt: no connection, a wrong key or model, retries used up.
         """
         return self._wait(self._all(prompts, samples, seeds or [None] * len(prompts)))
 
-    def score(self, prompts: list[str], targets: list[str]) -> list[Answer | Refusal]:
+    def score(self, prompts: list[str], targets: list[str]) -> list[PseudoTarget | Rejected]:
         raise EngineError("engine: an endpoint writes answers, it cannot read given ones")
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class EndpointEngine:
         finally:
             future.cancel()
 
-    async def _all(self, prompts: list[str], samples: range, seeds: list[Any]) -> list[list[Answer] | Refusal]:
+    async def _all(self, prompts: list[str], samples: range, seeds: list[Any]) -> list[list[PseudoTarget] | Rejected]:
         try:
             async with asyncio.TaskGroup() as group:  # the first error ends them all
                 asked = zip(prompts, seeds, strict=True)
@@ -124,7 +124,7 @@ class EndpointEngine:
 
     # ------------------------------------------------------------------------------------------- a request
 
-    async def _ask(self, prompt: str, samples: range, seed: int | None) -> list[Answer] | Refusal:
+    async def _ask(self, prompt: str, samples: range, seed: int | None) -> list[PseudoTarget] | Rejected:
         import openai
 
         url, settings = self.spec.url, self._settings(samples, seed)
@@ -135,7 +135,7 @@ class EndpointEngine:
                 said = await create(**given, **settings)
         except openai.APIStatusError as error:
             if error.status_code in (400, 413, 422):  # of this prompt alone
-                return Refusal(self._line(error))
+                return Rejected(self._line(error))
             raise EngineError(f"{url}: status {error.status_code}: {self._line(error)}{self._tried(error)}") from None
         except openai.APIError as error:
             raise EngineError(f"{url}: {self._line(error.__cause__ or error)}{self._tried(error)}") from None
@@ -161,24 +161,26 @@ class EndpointEngine:
         top_k = {"top_k": sampling.top_k} if sampling.top_k else {}
         return {**settings, "extra_body": {**top_k, **sampling.options}}
 
-    def _answers(self, said: Any, samples: range) -> list[Answer] | Refusal:
+    def _answers(self, said: Any, samples: range) -> list[PseudoTarget] | Rejected:
         """What the server said, unless it is less than was asked for."""
         choices, sampling, used = said.choices or [], self.opening.sampling, said.usage
         read, written = (used.prompt_tokens or 0, used.completion_tokens or 0) if used else (0, 0)
         self.prompt_tokens += read
         self.output_tokens += written
         if len(choices) != len(samples):
-            return Refusal(f"{len(choices)} answers, {len(samples)} were asked for")
+            return Rejected(f"{len(choices)} answers, {len(samples)} were asked for")
         answers = []
         for choice in choices:
             text, reason = choice.message.content if self.chat else choice.text, choice.finish_reason
             if text is None or reason == "content_filter":
-                return Refusal(f"an answer without text, or not the whole of it (finish_reason {reason})")
-            answers.append(Answer(text.strip(), NO_TOKENS, NO_LOGPROBS, "length" if reason == "length" else "stop"))
+                return Rejected(f"an answer without text, or not the whole of it (finish_reason {reason})")
+            answers.append(
+                PseudoTarget(text.strip(), NO_TOKENS, NO_LOGPROBS, "length" if reason == "length" else "stop")
+            )
         # vllm serve lowers max_tokens to what the prompt leaves of the context, without a word
         limit = sampling.options.get("max_completion_tokens", sampling.max_tokens)
         if 0 < written < limit * sum(answer.finish_reason == "length" for answer in answers):
-            return Refusal(f"cut at {written} tokens: prompt of {read} + max_tokens {limit} > the model's context")
+            return Rejected(f"cut at {written} tokens: prompt of {read} + max_tokens {limit} > the model's context")
         return answers
 
     def _tried(self, error: Any) -> str:

@@ -24,11 +24,15 @@ from torch.nn import functional
 from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
 
-from raykd import batches, models
-from raykd.engines import Answer, Opening, Refusal
+from raykd.engines.engine import EngineConfig, PseudoTarget, Rejected
 from raykd.errors import EngineError
 from raykd.losses.tokens import IGNORE
-from raykd.recipe import Checkpoint, Sampling, TextPayload
+from raykd.models.files import model_folder
+from raykd.models.load import load_model
+from raykd.models.tokenizers import encode_inputs, encode_targets, load_tokenizer
+from raykd.recipe.generation import Sampling, TextPayload
+from raykd.recipe.models import Checkpoint
+from raykd.training import batches
 
 UNBOUNDED = 10**9  # T5 has no longest input
 CHUNK = 1024  # positions whose logits exist at the same time
@@ -51,7 +55,7 @@ class TransformersEngine:
     Raises EngineError, in one line, for options that it or the model cannot serve.
     """
 
-    def __init__(self, opening: Opening):
+    def __init__(self, opening: EngineConfig):
         self.options = _options(opening.sampling)
         self.sampling, self.payload, self.seed = opening.sampling, opening.payload, opening.seed
         self.special_tokens = opening.special_tokens
@@ -60,8 +64,8 @@ class TransformersEngine:
         budget = spec.batch_tokens
         self.writing, self.reading = (Budget(budget or MODEST, growing=budget is None) for _ in range(2))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        folder = models.local(opening.model)
-        self.tokenizer = models.load_tokenizer(folder)
+        folder = model_folder(opening.model)
+        self.tokenizer = load_tokenizer(folder)
         self.tokenizing = threading.Lock()  # a fast tokenizer must not be set up by two threads
         # One thread for all work of the model: OpenMP keeps a pool of threads per calling thread.
         self.thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(opening.threads,))
@@ -70,7 +74,7 @@ class TransformersEngine:
 
     def generate(
         self, prompts: list[str], samples: range = range(1), seeds: list[int] | None = None
-    ) -> list[list[Answer] | Refusal]:
+    ) -> list[list[PseudoTarget] | Rejected]:
         """As Engine.generate; with beams, sample i is the beam of rank i."""
         if seeds is not None:
             raise EngineError("the transformers engine cannot seed each sample: set sampling.seeded to false")
@@ -81,21 +85,23 @@ class TransformersEngine:
         for i, answers in zip(todo, written, strict=True):
             texts = self._decode([ids for ids, _, _ in answers])
             results[i] = [
-                Answer(text, np.array(ids, np.int32), logprobs, "stop" if ids[-1] in self.ends else "length", payload)
+                PseudoTarget(
+                    text, np.array(ids, np.int32), logprobs, "stop" if ids[-1] in self.ends else "length", payload
+                )
                 for text, (ids, logprobs, payload) in zip(texts, answers, strict=True)
             ]
         return results
 
-    def score(self, prompts: list[str], targets: list[str]) -> list[Answer | Refusal]:
+    def score(self, prompts: list[str], targets: list[str]) -> list[PseudoTarget | Rejected]:
         """As Engine.score; the text of an answer is the target as given."""
         rows = self._encode(prompts)
         with self.tokenizing:
-            answers = models.encode_targets(self.tokenizer, targets)
+            answers = encode_targets(self.tokenizer, targets)
         results: list = [self._refusal(row, len(ids), "target tokens") for row, ids in zip(rows, answers, strict=True)]
         todo = [i for i, refusal in enumerate(results) if refusal is None]
         found = self.thread.submit(self._score, [rows[i] for i in todo], [answers[i] for i in todo]).result()
         for i, (logprobs, payload) in zip(todo, found, strict=True):
-            results[i] = Answer(targets[i], np.array(answers[i], np.int32), logprobs, "stop", payload)
+            results[i] = PseudoTarget(targets[i], np.array(answers[i], np.int32), logprobs, "stop", payload)
         return results
 
     def payloads(self, prompt_ids: list[list[int]], answer_ids: list[list[int]]) -> list[dict[str, np.ndarray]]:
@@ -113,26 +119,26 @@ class TransformersEngine:
 
     def _encode(self, prompts: list[str]) -> list[list[int]]:
         with self.tokenizing:
-            return models.encode_inputs(self.tokenizer, prompts, self.encoder, self.special_tokens)
+            return encode_inputs(self.tokenizer, prompts, self.encoder, self.special_tokens)
 
     def _decode(self, rows: list[list[int]]) -> list[str]:
         with self.tokenizing:
             return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
-    def _refusal(self, row: list[int], answer: int, name: str) -> Refusal | None:
+    def _refusal(self, row: list[int], answer: int, name: str) -> Rejected | None:
         if len(row) == self.encoder:  # an encoder's end token stands there always
-            return Refusal("the prompt has no tokens")
+            return Rejected("the prompt has no tokens")
         longest = max(len(row), answer) if self.encoder else len(row) + answer  # an encoder has places of its own
         if longest <= self.context:
             return None
         both = "or" if self.encoder else "+"
-        return Refusal(f"prompt of {len(row)} tokens {both} {name} {answer} > the model's context of {self.context}")
+        return Rejected(f"prompt of {len(row)} tokens {both} {name} {answer} > the model's context of {self.context}")
 
     # -------------------------------------------------------------------------------- in the model's thread
 
     @torch.inference_mode()
     def _load(self, folder: Path, dtype: torch.dtype) -> None:
-        model = models.load(Checkpoint(kind="checkpoint", path=str(folder)), self.tokenizer)
+        model = load_model(Checkpoint(kind="checkpoint", path=str(folder)), self.tokenizer)
         self.model, self.config = model.to(self.device, dtype).eval(), model.config.get_text_config(decoder=True)
         self.encoder, self.head = bool(model.config.is_encoder_decoder), model.get_output_embeddings()
         self.context = getattr(self.config, "max_position_embeddings", None) or UNBOUNDED

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from raykd import models
-from raykd.engines import Answer, Opening, Refusal, too_long
+from raykd.engines.engine import EngineConfig, PseudoTarget, Rejected, too_long
 from raykd.errors import EngineDead, EngineError
+from raykd.models.files import model_folder
+from raykd.models.tokenizers import encode_inputs, encode_targets, load_tokenizer
 from raykd.reaper import reaper
-from raykd.recipe import TextPayload, TopKPayload
+from raykd.recipe.generation import TextPayload, TopKPayload
 
 MARK = "RAYKD_ENGINE"  # in the environment of the engine's processes, so that none outlives the process that holds it
 STARTING = 1800.0  # seconds that an engine may take to start: a large model is read, graphs are captured
@@ -47,7 +48,7 @@ class VllmEngine:
     this process's time.
     """
 
-    def __init__(self, opening: Opening):
+    def __init__(self, opening: EngineConfig):
         # vLLM reads these when it is imported, and its engine process inherits them
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
@@ -60,8 +61,8 @@ class VllmEngine:
             # vLLM compiles its sampler even so: half a minute at every start
             os.environ["TORCHDYNAMO_DISABLE"] = "1"
         self.opening = opening
-        self.folder = models.local(opening.model)
-        self.tokenizer = models.load_tokenizer(self.folder)
+        self.folder = model_folder(opening.model)
+        self.tokenizer = load_tokenizer(self.folder)
         self.prompt_tokens = self.output_tokens = 0
         self.heard = time.monotonic()  # when the engine's process last said anything
         self.asked = 0  # and not answered yet
@@ -85,9 +86,9 @@ class VllmEngine:
 
     def generate(
         self, prompts: list[str], samples: range = range(1), seeds: list[int] | None = None
-    ) -> list[list[Answer] | Refusal]:
+    ) -> list[list[PseudoTarget] | Rejected]:
         rows = self._encode(prompts)
-        empty = Refusal("the prompt has no tokens")
+        empty = Rejected("the prompt has no tokens")
         results: list = [too_long(len(row), self.opening.sampling, self.context) if row else empty for row in rows]
         todo = [i for i, refusal in enumerate(results) if refusal is None]
         parameters = self._parameters(samples)
@@ -100,21 +101,21 @@ class VllmEngine:
             calls.append((rows[i], one))
         outputs = self._ask(calls)
         for i, output in zip(todo, outputs, strict=True):
-            results[i] = output if isinstance(output, Refusal) else self._samples(output)
+            results[i] = output if isinstance(output, Rejected) else self._samples(output)
         self._annotate(rows, results)
         return results
 
-    def score(self, prompts: list[str], targets: list[str]) -> list[Answer | Refusal]:
+    def score(self, prompts: list[str], targets: list[str]) -> list[PseudoTarget | Rejected]:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         rows = self._encode(prompts)
-        wanted = models.encode_targets(self.tokenizer, targets)
+        wanted = encode_targets(self.tokenizer, targets)
         results: list = []
         for row, target in zip(rows, wanted, strict=True):
             length = len(row) + len(target)
-            long = Refusal(f"prompt and target of {length} tokens >= the model's context of {self.context}")
-            results.append(long if length >= self.context else None if row else Refusal("the prompt has no tokens"))
+            long = Rejected(f"prompt and target of {length} tokens >= the model's context of {self.context}")
+            results.append(long if length >= self.context else None if row else Rejected("the prompt has no tokens"))
         todo = [i for i, refusal in enumerate(results) if refusal is None]
         calls = []
         for i in todo:
@@ -128,14 +129,14 @@ class VllmEngine:
             )
             calls.append((rows[i] + wanted[i], one))
         for i, output in zip(todo, self._ask(calls), strict=True):
-            if isinstance(output, Refusal):
+            if isinstance(output, Rejected):
                 results[i] = output
                 continue
             self.prompt_tokens += len(rows[i]) + len(wanted[i])
             ids = np.asarray(wanted[i], np.int32)
             logprobs, payload = self._recorded(output.prompt_logprobs, len(ids))
-            results[i] = Answer(targets[i], ids, logprobs, "stop", payload)
-        self._annotate(rows, [[r] if isinstance(r, Answer) else r for r in results])
+            results[i] = PseudoTarget(targets[i], ids, logprobs, "stop", payload)
+        self._annotate(rows, [[r] if isinstance(r, PseudoTarget) else r for r in results])
         return results
 
     def close(self) -> None:
@@ -187,7 +188,7 @@ class VllmEngine:
                         engine.add_request(str(asked_ever), tokens_input(ids), parameters)
                         running[str(asked_ever)] = call, i
                     except (ValueError, VLLMClientError) as error:  # a request that vLLM will not serve
-                        call.answer(i, Refusal(str(error).splitlines()[0]))
+                        call.answer(i, Rejected(str(error).splitlines()[0]))
                 outputs = engine.step()
                 self.heard = time.monotonic()  # every step passes here: the sign of life
                 for output in outputs:  # asked for final ones only
@@ -234,7 +235,7 @@ class VllmEngine:
     # ---------------------------------------------------------------------------------- requests and answers
 
     def _encode(self, prompts: list[str]) -> list[list[int]]:
-        return models.encode_inputs(self.tokenizer, prompts, encoder=False, special_tokens=self.opening.special_tokens)
+        return encode_inputs(self.tokenizer, prompts, encoder=False, special_tokens=self.opening.special_tokens)
 
     def _width(self) -> int | None:
         """Log-probabilities per position beside that of the token itself; None where nobody asked for any."""
@@ -270,7 +271,7 @@ class VllmEngine:
         except (TypeError, ValueError) as error:
             raise EngineError(f"sampling.options: {_unknown(error, options, SamplingParams)}") from None
 
-    def _samples(self, output: Any) -> list[Answer]:
+    def _samples(self, output: Any) -> list[PseudoTarget]:
         self.prompt_tokens += len(output.prompt_token_ids)
         found = []
         for sample in output.outputs:
@@ -278,7 +279,7 @@ class VllmEngine:
             self.output_tokens += len(ids)
             logprobs, payload = self._recorded(sample.logprobs, len(ids))
             text = sample.text if self._detokenizes() else self.tokenizer.decode(ids, skip_special_tokens=True)
-            found.append(Answer(text.strip(), ids, logprobs, sample.finish_reason or "stop", payload))
+            found.append(PseudoTarget(text.strip(), ids, logprobs, sample.finish_reason or "stop", payload))
         return found
 
     def _recorded(self, flat: Any, length: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -299,7 +300,7 @@ class VllmEngine:
         from dataclasses import replace
 
         from raykd.engines.transformers import TransformersEngine
-        from raykd.recipe import TransformersEngine as Spec
+        from raykd.recipe.generation import TransformersEngine as Spec
 
         return TransformersEngine(replace(self.opening, spec=Spec(kind="transformers")))
 

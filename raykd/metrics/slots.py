@@ -1,10 +1,10 @@
-"""Metrics on slot filling, for answers in the forms of `raykd.tasks.slots`."""
+"""Metrics on slot filling, for answers in the forms of `raykd.data.tasks.slots`."""
 
 from __future__ import annotations
 
+from raykd.data.tasks import slots
 from raykd.errors import DataError
 from raykd.metrics.text import _check
-from raykd.tasks import slots
 
 
 def chunk_f1(predictions: list[str], references: list[list[str]]) -> float:

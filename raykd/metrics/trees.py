@@ -1,7 +1,7 @@
-"""Metrics on constituency trees, for answers in the forms of `raykd.tasks.trees`.
+"""Metrics on constituency trees, for answers in the forms of `raykd.data.tasks.trees`.
 
-They ask for a gold tree with parts of speech among a row's right answers; `raykd.tasks.trees.penn` puts it there. Where
-there is none, the first right answer's brackets are right, and a word without a letter or digit is punctuation.
+They ask for a gold tree with parts of speech among a row's right answers; `treebanks.penn` puts it there. Where there
+is none, the first right answer's brackets are right, and a word without a letter or digit is punctuation.
 """
 
 from __future__ import annotations
@@ -10,9 +10,20 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from raykd.data.tasks.trees import (
+    ROOTS,
+    Bracket,
+    aligned,
+    brackets,
+    gold_tree,
+    leaves,
+    parse,
+    read,
+    release_repair,
+    release_words,
+)
 from raykd.errors import DataError
 from raykd.metrics.text import _check
-from raykd.tasks import trees
 
 # words to the release's scorer; what has another part of speech it takes for punctuation
 WORDS = frozenset(
@@ -30,7 +41,7 @@ class _Gold:
     words: list[str]
     release: list[bool]
     evalb: list[bool]
-    brackets: list[trees.Bracket]
+    brackets: list[Bracket]
 
 
 def release_bracket_f1(predictions: list[str], references: list[list[str]]) -> float:
@@ -51,7 +62,7 @@ def bracket_f1(predictions: list[str], references: list[list[str]]) -> float:
     """
     hits = said = right = 0
     for prediction, gold in zip(predictions, _golds(predictions, references), strict=True):
-        mine = _spans(trees.aligned(gold.words, prediction), gold.evalb)
+        mine = _spans(aligned(gold.words, prediction), gold.evalb)
         theirs = _spans(gold.brackets, gold.evalb)
         hits, said, right = hits + len(mine & theirs), said + len(mine), right + len(theirs)
     if right == 0:
@@ -160,22 +171,22 @@ def _golds(predictions: list[str], references: list[list[str]]) -> list[_Gold]:
 
 
 def _gold(right: list[str]) -> _Gold:
-    tree = trees.gold(right)
+    tree = gold_tree(right)
     if tree is None:
-        words, found = trees.read(right[0])
+        words, found = read(right[0])
         plain = [any(letter.isalnum() for letter in word) for word in words]
         return _Gold(words, plain, plain, found)
-    pairs = trees.leaves(tree)
+    pairs = leaves(tree)
     tags = [tag for _, tag in pairs]
     return _Gold(
         [word for word, _ in pairs],
         [tag in WORDS for tag in tags],
         [tag not in DELETED for tag in tags],
-        trees.brackets(tree),
+        brackets(tree),
     )
 
 
-def _moved(found: list[trees.Bracket], kept: list[bool]) -> list[trees.Bracket]:
+def _moved(found: list[Bracket], kept: list[bool]) -> list[Bracket]:
     """Brackets in places of the words that are kept; those of none are left out."""
     before = [0]
     for keep in kept:
@@ -183,20 +194,20 @@ def _moved(found: list[trees.Bracket], kept: list[bool]) -> list[trees.Bracket]:
     return [(before[a], before[b], label) for a, b, label in found if before[a] < before[b]]
 
 
-def _spans(found: list[trees.Bracket], kept: list[bool]) -> set[tuple[int, int]]:
+def _spans(found: list[Bracket], kept: list[bool]) -> set[tuple[int, int]]:
     return {(start, end) for start, end, _ in _moved(found, kept) if end - start > 1}
 
 
 def _release_spans(prediction: str, gold: _Gold) -> set[tuple[int, int]] | None:
     """A mended prediction's brackets; None where it is no tree over as many words."""
-    mended = trees.release_repair(" ".join(gold.words), prediction)
+    mended = release_repair(" ".join(gold.words), prediction)
     try:
-        words = trees.release_words(mended)
+        words = release_words(mended)
     except ValueError:
         return None
     if len(words) != len(gold.words):
         return None
-    return _spans(trees.read(mended)[1], gold.release)
+    return _spans(read(mended)[1], gold.release)
 
 
 def _release(prediction: str, gold: _Gold) -> tuple[float, float, float]:
@@ -216,7 +227,7 @@ def _labelled(predictions: list[str], references: list[list[str]]) -> tuple[int,
     """How many labelled brackets are predicted and right, predicted, right."""
     hits = said = right = 0
     for prediction, gold in zip(predictions, _golds(predictions, references), strict=True):
-        words, found = trees.read(prediction)
+        words, found = read(prediction)
         mine = _counted(found if words == gold.words and _is_tree(prediction) else [], gold.evalb)
         theirs = _counted(gold.brackets, gold.evalb)
         hits += (mine & theirs).total()
@@ -228,11 +239,11 @@ def _labelled(predictions: list[str], references: list[list[str]]) -> tuple[int,
 
 def _is_tree(prediction: str) -> bool:
     try:
-        return len(trees.parse(prediction)) == 1
+        return len(parse(prediction)) == 1
     except ValueError:
         return False
 
 
-def _counted(found: list[trees.Bracket], kept: list[bool]) -> Counter[trees.Bracket]:
-    moved = _moved([bracket for bracket in found if bracket[2] not in trees.ROOTS], kept)
+def _counted(found: list[Bracket], kept: list[bool]) -> Counter[Bracket]:
+    moved = _moved([bracket for bracket in found if bracket[2] not in ROOTS], kept)
     return Counter((start, end, EQUAL.get(label, label)) for start, end, label in moved)

@@ -9,8 +9,8 @@ import pytest
 from conftest import LLAMA, raykd, word
 from test_end_to_end import recipe
 
-from raykd.data import chunk_order
-from raykd.store import Store
+from raykd.data.examples import chunk_order
+from raykd.store.store import Store
 
 CAUSAL = {"kind": "config", "model_type": "llama", "settings": LLAMA}
 TRAINING = {"learning_rate": 0.01, "max_steps": 40, "batch_tokens": 512, "evaluate_every": 20}

@@ -12,12 +12,18 @@ import pytest
 import yaml
 from conftest import pairs
 
-from raykd import models, recipe, stages
 from raykd.cluster.generate import _read, pieces
-from raykd.data import Example
+from raykd.data.examples import Example
 from raykd.errors import EngineError, StoreError
-from raykd.run import Run
-from raykd.store import Store
+from raykd.models.load import load_model
+from raykd.models.tokenizers import load_tokenizer
+from raykd.recipe.generation import TopKPayload
+from raykd.recipe.load import load_recipe
+from raykd.recipe.models import Checkpoint
+from raykd.run.folder import Run
+from raykd.stages.label import label_inputs
+from raykd.stages.labelling import PROMPTS
+from raykd.store.store import Store
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("ray_session")]
 SCRIPTED = {"kind": "scripted", "function": "answers:numbered"}
@@ -53,10 +59,10 @@ def labelled(folder: Path, model: Path, count: int, actors: dict | None = None, 
     }
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(tree))
-    run = Run(recipe.load(file))
+    run = Run(load_recipe(file))
     run.connected = True  # to the Ray that all tests share
     with run:
-        labels = stages.label(run, "teacher/labels", str(model), run.recipe.teacher, [rows], score)
+        labels = label_inputs(run, "teacher/labels", str(model), run.recipe.teacher, [rows], score)
     return labels, json.loads((run.path / "teacher/labels/manifest.json").read_text())["stats"]
 
 
@@ -90,7 +96,7 @@ def test_fewer_of_the_most_likely_are_read_from_the_store(tmp_path, tiny_models)
     assert fewer.store == first.store and took["new_rows"] == 60 and again["new_rows"] == 0
     text, nothing = labelled(tmp_path, tiny_models["llama"], 60, sampling=sampling)
     assert text.store == first.store and nothing["output_tokens"] == 0
-    rows = next(Store(fewer.store, recipe.TopKPayload(kind="top_k", k=4)).answers(["token_ids", "top_ids"]))
+    rows = next(Store(fewer.store, TopKPayload(kind="top_k", k=4)).answers(["token_ids", "top_ids"]))
     assert [len(ids) * 4 for ids in rows["token_ids"].to_pylist()] == [len(ids) for ids in rows["top_ids"].to_pylist()]
     wider, more = labelled(tmp_path, tiny_models["llama"], 60, sampling=sampling, payload={"kind": "top_k", "k": 9})
     assert wider.store != first.store and more["new_rows"] == 60
@@ -164,8 +170,8 @@ def test_given_targets_are_read_instead(tmp_path, tiny_models):
     for rows in Store(labels.store).answers(["text", "token_ids", "logprobs", "top_ids"]):
         for text, ids, logprobs, top in zip(*(c.to_pylist() for c in rows.columns), strict=True):
             found[text] = (ids, logprobs, top)
-    tokenizer = models.load_tokenizer(tiny_models["llama"])
-    model = models.load(recipe.Checkpoint(kind="checkpoint", path=str(tiny_models["llama"])), tokenizer).eval()
+    tokenizer = load_tokenizer(tiny_models["llama"])
+    model = load_model(Checkpoint(kind="checkpoint", path=str(tiny_models["llama"])), tokenizer).eval()
     for example in examples(3):
         ids, logprobs, top = found[example.input.upper()]
         prompt = tokenizer(f"{example.input} =>").input_ids
@@ -196,11 +202,12 @@ def test_pieces_shrink_where_several_replicas_could_wait_for_one():
 
 
 def test_rows_are_read_from_their_row_groups_alone(tmp_path):
-    from raykd import data, prompts
+    from raykd.data import prompts
+    from raykd.data.examples import save_rows
 
     texts = [f"prompt {i}" for i in range(5000)]
     rows = ((0, str(i), text, prompts.key(text), text, None) for i, text in enumerate(texts))
-    data.save(tmp_path / "p.parquet", rows, stages.PROMPTS)
+    save_rows(tmp_path / "p.parquet", rows, PROMPTS)
     for wanted in ([0], [4999], [1023, 1024, 3000], list(range(900, 2100, 7))):
         keys, found, _ = _read(str(tmp_path / "p.parquet"), np.array(wanted))
         assert found == [texts[i] for i in wanted] and keys == [prompts.key(t) for t in found]

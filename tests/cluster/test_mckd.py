@@ -10,7 +10,7 @@ import pytest
 from conftest import LLAMA, raykd
 from test_end_to_end import TRAINING, manifests, recipe
 
-from raykd import pseudo_targets
+from raykd.data import pseudo_targets
 
 FEW = {**TRAINING, "max_steps": 30, "evaluate_every": 10}
 
@@ -33,7 +33,7 @@ def taught(student: Path) -> list[dict]:
 def nobody_labels_what_it_was_taught(run: Path, rounds: int, partitions: int, each: int) -> None:
     """Of the lineages: every input once in each round, by `each` students that never saw it."""
     for number in range(1, rounds + 1):
-        labels = pseudo_targets.load(run / f"mckd/round-{number}/labels/pseudo_targets.parquet")
+        labels = pseudo_targets.load_pseudo_targets(run / f"mckd/round-{number}/labels/pseudo_targets.parquet")
         assert len({e.input for e in labels}) == len(labels) == 400
         seen = {f"mckd/round-{number}/student-{i}": set() for i in range(partitions)}
         for name, inputs in seen.items():
@@ -63,7 +63,7 @@ def test_votes_retries_rules_and_weights(tmp_path, tiny_models):
     )
     chosen = json.loads((run / "teacher/chosen/manifest.json").read_text())
     assert chosen["results"]["sizes"] == [100, 100, 200]
-    counts, teacher = chosen["stats"], pseudo_targets.load(run / "teacher/chosen/pseudo_targets.parquet")
+    counts, teacher = chosen["stats"], pseudo_targets.load_pseudo_targets(run / "teacher/chosen/pseudo_targets.parquet")
     assert 100 < counts["retried"] < 200 and counts["invalid"] == 0 and counts["dropped"] == 0
     assert {round(e.lineage.agreement or 0, 2) for e in teacher if e.lineage} == {0.67, 1.0}
     right = sum(e.target == e.input.upper() for e in teacher)
@@ -118,7 +118,7 @@ def test_lost_workers_and_actors_lose_nothing(tmp_path, tiny_models):
 @pytest.mark.timeout(800)
 def test_as_an_ablation_students_label_what_they_were_taught(tmp_path, tiny_models):
     run = ran(tmp_path, tiny_models, {"relabel": "own"})
-    for label in pseudo_targets.load(run / "mckd/round-1/labels/pseudo_targets.parquet"):
+    for label in pseudo_targets.load_pseudo_targets(run / "mckd/round-1/labels/pseudo_targets.parquet"):
         assert label.lineage and label.lineage.by == f"mckd/round-1/student-{label.lineage.partition}"
     assert "mckd/round-1/memory" not in manifests(run)
 

@@ -16,7 +16,7 @@ import yaml
 from conftest import ROOT, pairs, raykd, write_rows
 
 from raykd import reaper
-from raykd.store import Store
+from raykd.store.store import Store
 
 ROWS, SHARD = 3000, 24
 KILLS = ["driver"] * 5 + ["actor"] * 6 + ["engine"] * 5  # and four nodes

@@ -13,7 +13,7 @@ from conftest import raykd
 from test_end_to_end import TRAINING, recipe
 
 from raykd import reaper
-from raykd.store import Store
+from raykd.store.store import Store
 
 SCRIPTED = {"kind": "scripted", "function": "answers:placed"}
 

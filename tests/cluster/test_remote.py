@@ -13,9 +13,9 @@ from conftest import raykd
 from ray_head import asked, head
 from test_end_to_end import TRAINING, recipe
 
-from raykd import remote
 from raykd.cluster import train
 from raykd.errors import RunError
+from raykd.run import remote
 
 TEACHER = {"engine": {"kind": "scripted", "function": "raykd.engines.scripted:echo"}, "prompt": "{input} =>"}
 

@@ -18,7 +18,7 @@ from test_train import job, losses
 
 from raykd.cluster import train
 from raykd.errors import TrainingError
-from raykd.recipe import Cluster, Workers
+from raykd.recipe.cluster import Cluster, Workers
 
 
 @pytest.mark.timeout(300)

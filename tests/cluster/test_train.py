@@ -7,24 +7,28 @@ from pathlib import Path
 import pytest
 from conftest import T5, pairs, write_rows
 
-from raykd import encoded
 from raykd.cluster import resources, train
+from raykd.data.prompts import PromptEncoder
 from raykd.errors import ClusterError, TrainingError
-from raykd.recipe import Cluster, FromConfig, Training, Workers, load
-from raykd.training import Job
+from raykd.recipe.cluster import Cluster, Workers
+from raykd.recipe.load import load_recipe
+from raykd.recipe.models import FromConfig
+from raykd.recipe.training import Training
+from raykd.training.job import TrainingSpec
+from raykd.training.sources import FileSource
 
 
-def job(folder: Path, tokenizer: Path, **changes) -> Job:
+def job(folder: Path, tokenizer: Path, **changes) -> TrainingSpec:
     (folder / "t").mkdir(parents=True)
     settings = {"learning_rate": 0.01, "max_steps": 20, "batch_tokens": 256, "evaluate_every": 10, **changes}
-    return Job(
+    return TrainingSpec(
         name="t",
         model=FromConfig(kind="config", model_type="t5", settings=T5),
         tokenizer=str(tokenizer),
         training=Training(**settings),
-        source=encoded.Rows(str(write_rows(folder / "rows.jsonl", pairs(203)))),
+        source=FileSource(str(write_rows(folder / "rows.jsonl", pairs(203)))),
         dev=None,
-        student=encoded.Reading(str(tokenizer), "{input}", encoder=True),
+        student=PromptEncoder(str(tokenizer), "{input}", encoder=True),
         folder=str(folder / "t"),
         tokens=str(folder / "tokens"),
         marks=("rows", ""),
@@ -78,7 +82,9 @@ def test_how_many_fit_at_once(ray_session):
 
 
 def test_more_than_the_cluster_may_grow_to_is_refused(ray_session):
-    demo = load(Path(__file__).parents[2] / "pipelines/recipes/demo.yaml", ["cluster.teacher.resources={GPU: 2}"])
+    demo = load_recipe(
+        Path(__file__).parents[2] / "pipelines/recipes/demo.yaml", ["cluster.teacher.resources={GPU: 2}"]
+    )
     with pytest.raises(ClusterError, match="cluster.teacher: needs GPU 2 x 1, the cluster may grow to 0"):
         resources.check(demo)
     resources.check(demo.model_copy(update={"cluster": demo.cluster.model_copy(update={"capacity": {"GPU": 2}})}))

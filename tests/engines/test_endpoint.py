@@ -18,11 +18,13 @@ from typing import Any
 import pytest
 from conftest import word
 
-from raykd import prompts
-from raykd.data import Example
-from raykd.engines import Opening, Refusal, open_engine
+from raykd.data import prompts
+from raykd.data.examples import Example
+from raykd.engines.engine import EngineConfig, Rejected, open_engine
 from raykd.errors import EngineError
-from raykd.recipe import Chat, EndpointEngine, FunctionRows, Sampling, Shots, TransformersEngine
+from raykd.recipe.data import FunctionRows
+from raykd.recipe.generation import EndpointEngine, Sampling, TransformersEngine
+from raykd.recipe.prompts import Chat, Shots
 
 PROMPTS = [f"{word(i)} =>" for i in range(40)]
 KEY = "sk-no-message-shows-this"
@@ -33,7 +35,7 @@ TEMPLATE = "{% for m in messages %}{{ m.content }} {% endfor %}=>"
 
 def opened(url: str, sampling: Sampling | None = None, model: str = "tiny", chat: bool = False, **settings) -> Any:
     spec = EndpointEngine(kind="endpoint", url=url, **settings)
-    return open_engine(Opening(spec, model, sampling or Sampling(max_tokens=8), 0, 1, special_tokens=not chat))
+    return open_engine(EngineConfig(spec, model, sampling or Sampling(max_tokens=8), 0, 1, special_tokens=not chat))
 
 
 @contextmanager
@@ -102,7 +104,7 @@ real = pytest.mark.timeout(STARTING + 60)
 def test_completions_are_those_of_the_model_itself(served, key, tiny_models):
     sampling = Sampling(max_tokens=8)
     spec = TransformersEngine(kind="transformers")
-    reference: Any = open_engine(Opening(spec, str(tiny_models["llama"]), sampling, 0, 1))
+    reference: Any = open_engine(EngineConfig(spec, str(tiny_models["llama"]), sampling, 0, 1))
     expected = reference.generate(PROMPTS)
     with engine_of(served, sampling, api_key_env=NAMED) as engine:
         found = engine.generate(PROMPTS)
@@ -142,9 +144,9 @@ def test_samples_depend_on_their_seed_alone(served, key):
 def test_what_does_not_fit_is_refused_and_the_rest_answered(served, key):
     with engine_of(served, api_key_env=NAMED) as engine:
         long, tight, empty, good = engine.generate(["a " * 80, "a " * 60, "", "a b =>"])
-    assert isinstance(long, Refusal) and "context length is 64" in long.reason
-    assert tight == Refusal("cut at 4 tokens: prompt of 60 + max_tokens 8 > the model's context")
-    assert isinstance(empty, Refusal) and len(good) == 1
+    assert isinstance(long, Rejected) and "context length is 64" in long.reason
+    assert tight == Rejected("cut at 4 tokens: prompt of 60 + max_tokens 8 > the model's context")
+    assert isinstance(empty, Rejected) and len(good) == 1
 
 
 @real

@@ -6,12 +6,14 @@ import torch
 from conftest import LLAMA, T5, word
 from transformers import GenerationConfig
 
-from raykd import models
-from raykd.engines import Opening, Refusal, open_engine
+from raykd.engines.engine import EngineConfig, Rejected, open_engine
 from raykd.engines.transformers import Budget, TransformersEngine
 from raykd.errors import EngineError, ModelError
-from raykd.recipe import Checkpoint, FromConfig, HiddenPayload, SampledPayload, Sampling, TextPayload, TopKPayload
-from raykd.recipe import TransformersEngine as Spec
+from raykd.models.load import load_model
+from raykd.models.tokenizers import encode_inputs, encode_targets, load_tokenizer
+from raykd.recipe.generation import HiddenPayload, SampledPayload, Sampling, TextPayload, TopKPayload
+from raykd.recipe.generation import TransformersEngine as Spec
+from raykd.recipe.models import Checkpoint, FromConfig
 
 PROMPTS = [f"{word(i)} =>" for i in range(40)]
 KINDS = ["t5", "llama", "gemma2"]
@@ -32,11 +34,11 @@ WIDE = {  # random weights so large that answers differ; a cap far below Gemma's
 def folders(shared_tokenizer, tmp_path_factory):
     """Folders of tiny models."""
     found = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
-    tokenizer = models.load_tokenizer(shared_tokenizer)
+    tokenizer = load_tokenizer(shared_tokenizer)
     for kind, folder in found.items():
         torch.manual_seed(0)
         spec = FromConfig(kind="config", model_type=kind, settings=WIDE[kind])
-        models.load(spec, tokenizer).save_pretrained(folder)
+        load_model(spec, tokenizer).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return found
 
@@ -49,7 +51,7 @@ def opened():
     def open_one(folder, payload=None, batch_tokens=200, seed=0, **sampling) -> TransformersEngine:
         sampling = Sampling(**{"max_tokens": 8, **sampling})
         spec, payload = Spec(kind="transformers", batch_tokens=batch_tokens), payload or TextPayload(kind="text")
-        engines.append(open_engine(Opening(spec, str(folder), sampling, seed=seed, threads=1, payload=payload)))
+        engines.append(open_engine(EngineConfig(spec, str(folder), sampling, seed=seed, threads=1, payload=payload)))
         return engines[-1]
 
     yield open_one
@@ -59,8 +61,8 @@ def opened():
 
 def plain(folder):
     """The model and tokenizer as transformers loads them."""
-    tokenizer = models.load_tokenizer(folder)
-    return models.load(Checkpoint(kind="checkpoint", path=str(folder)), tokenizer).eval(), tokenizer
+    tokenizer = load_tokenizer(folder)
+    return load_model(Checkpoint(kind="checkpoint", path=str(folder)), tokenizer).eval(), tokenizer
 
 
 @torch.no_grad()
@@ -68,7 +70,7 @@ def logits_by_hand(folder, prompt, answer):
     """The model's own logits (T, V) of an answer's positions: one forward pass of one row."""
     model, tokenizer = plain(folder)
     encoder = model.config.is_encoder_decoder
-    source = models.encode_inputs(tokenizer, [prompt], encoder)[0]
+    source = encode_inputs(tokenizer, [prompt], encoder)[0]
     answer = list(answer)
     if encoder:
         decoder = torch.tensor([[model.config.decoder_start_token_id, *answer[:-1]]])
@@ -116,7 +118,7 @@ def test_beams_are_those_of_transformers(folders, opened, kind):
     answers = engine.generate(PROMPTS[:6], range(3))
     model, tokenizer = plain(folders[kind])
     for prompt, beams in zip(PROMPTS, answers, strict=False):
-        source = torch.tensor([models.encode_inputs(tokenizer, [prompt], kind == "t5")[0]])
+        source = torch.tensor([encode_inputs(tokenizer, [prompt], kind == "t5")[0]])
         made = model.generate(
             source, max_new_tokens=8, num_beams=4, num_return_sequences=3, length_penalty=0.6, do_sample=False
         )
@@ -188,7 +190,7 @@ def test_scoring_a_written_answer_gives_what_writing_gave(folders, opened, kind)
     targets = [f"{word(i)} A B" for i in range(40)]
     scored = engine.score(PROMPTS, targets)
     for prompt, target, answer in list(zip(PROMPTS, targets, scored, strict=True))[:6]:
-        assert answer.token_ids.tolist() == models.encode_targets(engine.tokenizer, [target])[0]
+        assert answer.token_ids.tolist() == encode_targets(engine.tokenizer, [target])[0]
         expected = logits_by_hand(folders[kind], prompt, answer.token_ids).log_softmax(-1)
         chosen = expected.gather(1, torch.from_numpy(answer.token_ids).long()[:, None])[:, 0]
         np.testing.assert_allclose(answer.logprobs, chosen, atol=1e-4)
@@ -247,12 +249,12 @@ def test_the_models_own_defaults_do_not_decode(folders, opened, tmp_path):
 def test_what_does_not_fit_is_refused_and_the_rest_answered(folders, opened):
     engine = opened(folders["llama"])
     long, empty, good = engine.generate(["a " * 60, "", "a b =>"])
-    assert long == Refusal("prompt of 60 tokens + max_tokens 8 > the model's context of 64")
-    assert empty == Refusal("the prompt has no tokens") and len(good) == 1
+    assert long == Rejected("prompt of 60 tokens + max_tokens 8 > the model's context of 64")
+    assert empty == Rejected("the prompt has no tokens") and len(good) == 1
     long, empty, good = engine.score(["a " * 30, "", "a b =>"], ["A " * 40, "A", "A"])
-    assert long == Refusal("prompt of 30 tokens + target tokens 41 > the model's context of 64")
-    assert empty == Refusal("the prompt has no tokens") and good.text == "A"
-    assert opened(folders["t5"]).score([""], ["A"]) == [Refusal("the prompt has no tokens")]
+    assert long == Rejected("prompt of 30 tokens + target tokens 41 > the model's context of 64")
+    assert empty == Rejected("the prompt has no tokens") and good.text == "A"
+    assert opened(folders["t5"]).score([""], ["A"]) == [Rejected("the prompt has no tokens")]
     assert engine.generate([]) == engine.score([], []) == engine.payloads([], []) == []
 
 
@@ -344,7 +346,7 @@ def test_special_tokens_are_left_to_a_chat_template(folders, tmp_path):
     rows = []
     for special_tokens in (True, False):
         spec, sampling = Spec(kind="transformers", batch_tokens=500), Sampling(max_tokens=8)
-        opening = Opening(spec, str(tmp_path), sampling, seed=0, threads=1, special_tokens=special_tokens)
+        opening = EngineConfig(spec, str(tmp_path), sampling, seed=0, threads=1, special_tokens=special_tokens)
         engine = open_engine(opening)
         rows += engine._encode(["a b"])
         engine.close()
@@ -353,7 +355,7 @@ def test_special_tokens_are_left_to_a_chat_template(folders, tmp_path):
 
 def test_bfloat16_keeps_its_numbers_close(folders):
     spec, sampling = Spec(kind="transformers", dtype="bfloat16", batch_tokens=500), Sampling(max_tokens=8)
-    engine = open_engine(Opening(spec, str(folders["t5"]), sampling, seed=0, threads=1))
+    engine = open_engine(EngineConfig(spec, str(folders["t5"]), sampling, seed=0, threads=1))
     (answer,) = engine.score(PROMPTS[:1], ["A B"])
     expected = logits_by_hand(folders["t5"], PROMPTS[0], answer.token_ids).log_softmax(-1)
     chosen = expected.gather(1, torch.from_numpy(answer.token_ids).long()[:, None])[:, 0]

@@ -11,10 +11,10 @@ import pytest
 from conftest import word
 
 from raykd import reaper
-from raykd.engines import Opening, Refusal, open_engine
+from raykd.engines.engine import EngineConfig, Rejected, open_engine
 from raykd.engines.vllm import MARK
 from raykd.errors import EngineDead, EngineError
-from raykd.recipe import SampledPayload, Sampling, TopKPayload, TransformersEngine, VllmEngine
+from raykd.recipe.generation import SampledPayload, Sampling, TopKPayload, TransformersEngine, VllmEngine
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM has no build on this platform"),
@@ -27,7 +27,7 @@ VLLM = VllmEngine(kind="vllm", arguments={"enforce_eager": True, "dtype": "float
 @pytest.fixture(scope="module")
 def opening(tiny_models):
     before = dict(os.environ)
-    yield Opening(VLLM, str(tiny_models["llama"]), Sampling(max_tokens=8), 0, 1, TopKPayload(kind="top_k", k=4))
+    yield EngineConfig(VLLM, str(tiny_models["llama"]), Sampling(max_tokens=8), 0, 1, TopKPayload(kind="top_k", k=4))
     os.environ.clear()
     os.environ.update(before)
 
@@ -73,10 +73,10 @@ def test_scores_are_those_of_transformers(engine, reference):
 
 def test_what_does_not_fit_is_refused_and_the_rest_answered(engine):
     long, empty, good = engine.generate(["a " * 60, "", "a b =>"])
-    assert isinstance(long, Refusal) and "context of 64" in long.reason
-    assert empty == Refusal("the prompt has no tokens") and len(good) == 1
+    assert isinstance(long, Rejected) and "context of 64" in long.reason
+    assert empty == Rejected("the prompt has no tokens") and len(good) == 1
     long, empty, good = engine.score(["a b =>", "", "a b =>"], ["a " * 62, "A", "A B"])
-    assert isinstance(long, Refusal) and isinstance(empty, Refusal) and len(good.token_ids) == 3
+    assert isinstance(long, Rejected) and isinstance(empty, Rejected) and len(good.token_ids) == 3
 
 
 def test_samples_48_and_a_sample_depends_on_its_seed_alone(engine):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from raykd.data.tasks.slots import interleaved, top
 from raykd.errors import DataError
 from raykd.metrics.slots import chunk_f1, chunk_precision, chunk_recall, intent_accuracy
-from raykd.tasks.slots import interleaved, top
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "seqeval.json").read_text())
 METRICS = (chunk_f1, chunk_precision, chunk_recall)

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from raykd import metrics
+from raykd.data.tasks.trees import gold_tree, invalid_labelled, labelled, leaves, unlabelled
 from raykd.errors import DataError
 from raykd.metrics import trees as scores
-from raykd.tasks import trees
 
 GOLD = "(TOP (S (NP (DT The) (JJ big) (NN dog)) (VP (VBZ barks) (ADVP (RB loudly))) (. .)))"
 RELEASED = "( ( ( ( The ) ( big ) ( dog ) ) ( ( barks ) ( loudly ) ) ( . ) ) )"
@@ -34,10 +34,10 @@ def test_a_sentence_of_one_word_scores_nothing_in_the_release():
 
 
 def test_brackets_over_all_sentences():
-    gold = trees.gold([GOLD])
+    gold = gold_tree([GOLD])
     assert gold
-    right = [[trees.unlabelled(gold), GOLD]]
-    assert scores.bracket_f1([trees.unlabelled(gold)], right) == 100
+    right = [[unlabelled(gold), GOLD]]
+    assert scores.bracket_f1([unlabelled(gold)], right) == 100
     # one of three gold brackets is missed, none is wrong; punctuation has no part in it
     assert scores.bracket_f1(["( ( The big dog ) barks loudly . )"], right) == pytest.approx(100 * 4 / 5)
     assert scores.bracket_f1(["( ( The big dog ) ( barks loudly ) . ) )"], right) == 100
@@ -52,26 +52,26 @@ def test_without_a_gold_tree_the_target_is_right():
 
 
 def test_labelled_brackets_count_labels_chains_and_words():
-    gold = trees.gold([GOLD])
+    gold = gold_tree([GOLD])
     assert gold
     right = [[GOLD]]
-    assert scores.labelled_bracket_f1([trees.labelled(gold)], right) == 100
+    assert scores.labelled_bracket_f1([labelled(gold)], right) == 100
     other = "(S (NP The big dog ) (NP barks (PRT loudly ) ) . )"  # PRT is ADVP
     assert scores.labelled_bracket_precision([other], right) == scores.labelled_bracket_recall([other], right) == 75
     chained = "(S (S (NP The big dog ) (VP barks (ADVP loudly ) ) . ) )"
     assert scores.labelled_bracket_precision([chained], right) == 80
     assert scores.labelled_bracket_recall(["(S The dog )"], right) == 0
     assert scores.labelled_bracket_precision(["(S The dog )"], right) == 0
-    for cut in (trees.labelled(gold)[:-2], trees.labelled(gold) + " )", trees.labelled(gold).replace("(S ", "", 1)):
+    for cut in (labelled(gold)[:-2], labelled(gold) + " )", labelled(gold).replace("(S ", "", 1)):
         assert scores.labelled_bracket_f1([cut], right) == 0  # the words are right, but it is no tree
-    assert scores.labelled_bracket_f1([cut, trees.labelled(gold)], right * 2) == pytest.approx(200 / 3)
+    assert scores.labelled_bracket_f1([cut, labelled(gold)], right * 2) == pytest.approx(200 / 3)
 
 
 def test_the_targets_of_gold_trees_without_a_label_of_their_own_are_right():
     for text in ("(NN yes)", "( (S (A a)) (S (B b)) )", "(S ( (DT The) (NN dog)) (VP (VBZ barks)))"):
-        gold = trees.gold([text])
-        assert gold and trees.invalid_labelled(" ".join(w for w, _ in trees.leaves(gold)), trees.labelled(gold)) is None
-        found = scores.labelled_bracket_f1([trees.labelled(gold), "(S The )"], [[text], ["(S (DT The))"]])
+        gold = gold_tree([text])
+        assert gold and invalid_labelled(" ".join(w for w, _ in leaves(gold)), labelled(gold)) is None
+        found = scores.labelled_bracket_f1([labelled(gold), "(S The )"], [[text], ["(S (DT The))"]])
         assert found == 100
 
 
@@ -81,9 +81,9 @@ def test_as_pyevalb_has_it():
     assert len(held["pairs"]) >= 30
     predictions, references = [], []
     for pair in held["pairs"]:
-        predicted = trees.gold([pair["predicted"]])
+        predicted = gold_tree([pair["predicted"]])
         assert predicted
-        predictions.append(trees.labelled(predicted))
+        predictions.append(labelled(predicted))
         references.append([pair["gold"]])
         ours = [scores.labelled_bracket_precision, scores.labelled_bracket_recall]
         found = [score(predictions[-1:], references[-1:]) for score in ours]

@@ -1,0 +1,97 @@
+"""TODO: docstring."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+BATCH_ROWS = 8192  # rows of parquet and of data sets decoded at once
+SAVED_ROWS = 1024  # rows of a row group: what is read for one of them
+EXAMPLES = pa.schema(
+    [("id", pa.string()), ("input", pa.string()), ("target", pa.string()), ("references", pa.list_(pa.string()))]
+)
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a pseudo-target is from.
+
+    by         "teacher", or the name of the training whose student wrote it; several with + between, of a vote
+    round      0: the teacher's; partition  that its input is in
+    score      mean natural log-probability of its tokens to who wrote it; None where that is not known
+    agreement  0 to 1: the share of votes for it, or its score in the back check; None where there was neither
+    """
+
+    by: str
+    round: int = 0
+    partition: int | None = None
+    score: float | None = None
+    agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """An input, and what is known to be right for it. `references` are further right targets, for scoring only.
+
+    A pseudo-target counts for `weight` in the loss, and has a lineage.
+    """
+
+    id: str
+    input: str
+    target: str | None = None
+    references: tuple[str, ...] = ()
+    weight: float = 1.0
+    lineage: Lineage | None = None
+
+    def right_answers(self) -> list[str]:
+        """The target, then the references, without duplicates; empty where nothing is known."""
+        known = (self.target, *self.references)
+        return list(dict.fromkeys(answer for answer in known if answer is not None))
+
+
+def save_rows(path: Path, rows: Iterable[tuple], schema: pa.Schema) -> int:
+    """Write rows to a parquet file as they come, whole or not at all; returns how many."""
+    part = path.with_name(f".{path.name}.part")
+    count = 0
+    with pq.ParquetWriter(part, schema, compression="zstd") as file:
+        for batch in batched(rows, SAVED_ROWS):
+            columns = [pa.array(cells, kind.type) for cells, kind in zip(zip(*batch, strict=True), schema, strict=True)]
+            file.write_batch(pa.record_batch(columns, schema=schema), SAVED_ROWS)
+            count += len(batch)
+    os.replace(part, path)
+    return count
+
+
+def save_examples(path: Path, examples: Iterable[Example]) -> int:
+    """`save` of examples; `load` reads them."""
+    return save_rows(path, ((e.id, e.input, e.target, list(e.references)) for e in examples), EXAMPLES)
+
+
+def load_examples(path: Path) -> Iterator[Example]:
+    """The examples that `save_examples` wrote."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(BATCH_ROWS):
+            for name, text, target, references in zip(*(c.to_pylist() for c in batch.columns), strict=True):
+                yield Example(name, text, target, tuple(references))
+
+
+def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Consecutive items in lists of `size`; the last may be shorter."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def chunk_order(count: int, size: int, seed: int) -> list[range]:
+    """Chunks of `size` consecutive rows in the order in which the teacher is asked for them, and a student follows."""
+    starts = np.random.default_rng([seed, 31]).permutation(math.ceil(count / size)) * size
+    return [range(start, min(start + size, count)) for start in starts.tolist()]

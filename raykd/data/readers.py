@@ -1,0 +1,204 @@
+"""Rows: read from files, data sets and functions, and checked one by one.
+
+A row becomes an `Example`. One that cannot is a bad row: left out, counted, and reported with its file and line.
+What is wrong with every row, such as a misspelt column, is one error instead.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import importlib
+import inspect
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raykd.data.examples import BATCH_ROWS
+from raykd.errors import DataError, RecipeError
+from raykd.recipe.data import DatasetRows, FileRows, FunctionRows, Rows
+
+# A row as a source gives it: its 1-based place, and its cells by column, or the reason why it has none.
+PlacedRow = tuple[int, "dict[str, Any] | str"]
+
+
+def source_name(rows: Rows) -> str:
+    """What messages call the source."""
+    if isinstance(rows, FileRows):
+        return rows.path
+    return f"{rows.name}[{rows.split}]" if isinstance(rows, DatasetRows) else rows.function
+
+
+def require_columns(name: str, needed: Iterable[str], found: Iterable[Any]) -> None:
+    """Raises DataError for the first needed column that was not found."""
+    names = [str(column) for column in found]
+    for column in needed:
+        if column in names:
+            continue
+        near = difflib.get_close_matches(column, names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        shown = ", ".join(repr(n) for n in names[:20]) + (", ..." if len(names) > 20 else "")
+        raise DataError(f"{name}: no column {column!r}; {hint}columns found: {shown or 'none'}")
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[IO[bytes]]:
+    """The file, open as bytes; raises DataError for what the system or Arrow has against it."""
+    if not Path(path).is_file():
+        raise DataError(f"{path}: {'is a folder, expected a file' if Path(path).is_dir() else 'no such file'}")
+    try:
+        with open(path, "rb") as file:
+            yield file
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read: {_first_line(error)}") from None
+
+
+def _jsonl(rows: FileRows, wanted: list[str]) -> Iterator[PlacedRow]:
+    """An object per line. Lines are bytes until each is decoded, so that one bad line is one bad row."""
+    with _opened(rows.path) as file:
+        for line, raw in enumerate(file, start=1):
+            if raw.strip():
+                yield line, _json_object(raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw)
+
+
+def _json_object(raw: bytes) -> dict[str, Any] | str:
+    try:
+        row = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 at byte {error.start + 1}"
+    except json.JSONDecodeError as error:
+        return f"not JSON: {error.msg} at character {error.pos + 1}"
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
+        return f"not JSON: {_first_line(error)}"
+    return row if isinstance(row, dict) else f"{type(row).__name__} {row!r:.40}, expected an object"
+
+
+def _csv(rows: FileRows, wanted: list[str]) -> Iterator[PlacedRow]:
+    """Rows below a header; a quoted field may hold line ends, and a row is named by its first line."""
+    with _opened(rows.path) as file:
+        # what is not UTF-8 becomes lone surrogates, which only the cells that are used are checked for
+        text = (raw.decode("utf-8" if n else "utf-8-sig", "surrogateescape") for n, raw in enumerate(file))
+        reader = csv.reader(text, strict=True)
+        try:
+            header = next(reader, None)
+        except csv.Error as error:
+            raise DataError(f"{rows.path}:1: not CSV: {error}") from None
+        if header is None:
+            return
+        require_columns(rows.path, wanted, header)
+        for column in wanted:
+            if header.count(column) > 1:
+                raise DataError(f"{rows.path}: {header.count(column)} columns are named {column!r}")
+        yield from _csv_rows(reader, header)
+
+
+def _csv_rows(reader: Any, header: list[str]) -> Iterator[PlacedRow]:
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield line, f"not CSV: {error}"
+            continue
+        if not fields:  # a blank line
+            continue
+        if len(fields) != len(header):
+            yield line, f"{len(fields)} fields, the header has {len(header)}"
+        else:
+            yield line, dict(zip(header, fields, strict=True))
+
+
+def _parquet(rows: FileRows, wanted: list[str]) -> Iterator[PlacedRow]:
+    with _opened(rows.path) as file, pq.ParquetFile(file) as table:
+        require_columns(rows.path, wanted, table.schema_arrow.names)
+        yield from _arrow_rows(table.iter_batches(BATCH_ROWS, columns=wanted), wanted)
+
+
+def _dataset(rows: DatasetRows, wanted: list[str]) -> Iterator[PlacedRow]:
+    found = _data_set(rows)
+    require_columns(source_name(rows), wanted, found.column_names)
+    batches = found.select_columns(wanted).with_format("arrow").iter(BATCH_ROWS)
+    yield from _arrow_rows(batches, wanted)
+
+
+def _data_set(rows: DatasetRows) -> Any:
+    """The `datasets.Dataset` of the split. A folder saved without splits is what `split: train` (the default) means."""
+    import datasets  # a second of imports that files do not need
+
+    local = Path(rows.name).is_dir()
+    if local and rows.config is not None:
+        raise RecipeError(f"{rows.name}: config {rows.config!r} does nothing: a saved folder has none")
+    try:
+        if not local:
+            return datasets.load_dataset(rows.name, rows.config, split=rows.split)
+        found = datasets.load_from_disk(rows.name)
+    except Exception as error:  # of some thirty kinds, from the libraries below `datasets`
+        raise DataError(f"{rows.name}: cannot be loaded: {type(error).__name__}: {_first_line(error)}") from None
+    if isinstance(found, datasets.DatasetDict):
+        splits, found = [str(split) for split in found], found.get(rows.split)
+    else:
+        splits = [str(found.split or "train")]
+        found = found if rows.split in ("train", *splits) else None
+    if found is None:
+        raise DataError(f"{rows.name}: no split {rows.split!r}; splits found: {', '.join(splits)}")
+    return found
+
+
+def _arrow_rows(batches: Iterable[Any], wanted: list[str]) -> Iterator[PlacedRow]:
+    columns = ([_cells(batch.column(column)) for column in wanted] for batch in batches)
+    rows = (cells for batch in columns for cells in zip(*batch, strict=True))
+    for line, cells in enumerate(rows, start=1):
+        yield line, dict(zip(wanted, cells, strict=True))
+
+
+def _cells(column: Any) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:  # Arrow does not check its bytes: find the cells to blame
+        return [_cell(cell) for cell in column]
+
+
+def _cell(cell: Any) -> Any:
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError:
+        return "\udcff"  # a lone surrogate, which is refused as not being UTF-8
+
+
+def _function(rows: FunctionRows, wanted: list[str]) -> Iterator[PlacedRow]:
+    module, _, name = rows.function.partition(":")
+    try:
+        function: Any = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise RecipeError(f"{rows.function}: {_first_line(error)}") from None
+    if not callable(function):
+        raise RecipeError(f"{rows.function}: {module} has no function {name}")
+    try:
+        inspect.signature(function).bind(**rows.arguments)
+    except TypeError as error:
+        raise RecipeError(f"{rows.function}: arguments: {error}") from None
+    found = function(**rows.arguments)
+    if not isinstance(found, Iterable):
+        raise RecipeError(f"{rows.function}: returned {type(found).__name__}, expected rows")
+    for number, row in enumerate(found, start=1):
+        yield number, row if isinstance(row, dict) else f"{type(row).__name__} {row!r:.40}, expected a dict"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+READERS: dict[str, Any] = {
+    "jsonl": _jsonl,
+    "csv": _csv,
+    "parquet": _parquet,
+    "dataset": _dataset,
+    "function": _function,
+}

@@ -1,0 +1,94 @@
+"""TODO: docstring."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from raykd.errors import ModelError
+from raykd.models import pruning
+from raykd.recipe.models import FromConfig, Model, Pruned
+
+
+def model_folder(path: str) -> Path:
+    """The folder of a model: the folder itself, or the downloaded copy of a hub name. Raises ModelError."""
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise ModelError(f"{path}: no model folder: it has no config.json")
+        return folder
+    if folder.is_absolute() or path.startswith(".") or path.count("/") != 1:
+        raise ModelError(f"{path}: no such model folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+    except Exception as error:  # the hub client raises dozens of kinds
+        raise ModelError(f"{path}: no such folder, and not to be had from the hub ({type(error).__name__})") from None
+
+
+def content_hash(folder: Path) -> str:
+    """16 hex digits that name a model's weights, configuration and tokenizer by content."""
+    names = ("config.json", "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "merges.txt")
+    files = sorted([*folder.glob("*.safetensors"), *(folder / n for n in names if (folder / n).exists())])
+    if not any(f.suffix == ".safetensors" for f in files):
+        raise ModelError(f"{folder}: no safetensors weights")
+    total = hashlib.sha256()
+    for file in files:
+        total.update(file.name.encode())
+        with open(file, "rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()[:16]
+
+
+def saved_configuration(folder: str) -> Any:
+    """The configuration of a model's folder, or of a hub name."""
+    return pretrained_configuration(folder)
+
+
+def head_sizes(folder: Path) -> tuple[int, int]:
+    """Vocabulary and hidden size of a model, from its configuration."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder).get_text_config()
+    return config.vocab_size, config.hidden_size
+
+
+def parameter_count(spec: Model) -> int:
+    """Parameters of a model, counted without making them; embeddings of a model from a configuration are left out."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    if isinstance(spec, FromConfig):
+        config = AutoConfig.for_model(spec.model_type, **{**spec.settings, "vocab_size": 1})
+    else:
+        config = pretrained_configuration(spec.path)
+    if isinstance(spec, Pruned):
+        config = pruning.configuration(config, spec)
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModel.from_config(config).parameters())
+
+
+def is_encoder_decoder(spec: Model) -> bool:
+    """Whether a model reads its input with an encoder of its own."""
+    from transformers import AutoConfig
+
+    if isinstance(spec, FromConfig):
+        return bool(AutoConfig.for_model(spec.model_type).is_encoder_decoder)
+    return pretrained_configuration(spec.path).is_encoder_decoder
+
+
+def check_model(spec: Model) -> None:
+    """Raises ModelError where a pretrained model is not to be had, or lacks a layer that is to be kept."""
+    if isinstance(spec, Pruned):
+        pruning.configuration(pretrained_configuration(spec.path), spec)
+    elif not isinstance(spec, FromConfig):
+        model_folder(spec.path)
+
+
+def pretrained_configuration(path: str) -> Any:
+    """The configuration of a pretrained model."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(model_folder(path))

@@ -1,0 +1,26 @@
+"""TODO: docstring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from raykd.data.splits import Splits
+from raykd.models.tokenizers import build_tokenizer, load_tokenizer
+from raykd.run.folder import Run
+
+
+def shared_tokenizer(run: Run, rows: Splits) -> str:
+    """The folder of the tokenizer that models with random weights share; empty where there is none."""
+    spec = run.recipe.tokenizer
+    if spec is None:
+        return ""
+
+    def work(folder: Path) -> tuple[dict, dict]:
+        pairs = rows.gold + rows.control
+        texts = [e.input for e in pairs + rows.unlabelled] + [e.target or "" for e in pairs]
+        sides = (run.recipe.teacher, run.recipe.student)
+        generates = any(side.model.kind == "config" and side.task == "generation" for side in sides)
+        build_tokenizer(spec, texts, folder, generates)
+        return {"tokenizer": str(folder), "tokens": len(load_tokenizer(folder, generates))}, {}
+
+    return run.stage("tokenizer", "tokenizer", spec.model_dump(mode="json"), work)["tokenizer"]

@@ -1,0 +1,68 @@
+"""TODO: docstring."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from raykd.store.schema import ROW, SPAN
+
+
+def row_names(rows: pa.Table) -> np.ndarray:
+    """(key, sample) of each row as an array of ROW."""
+    names = np.empty(rows.num_rows, ROW)
+    keys = rows["key"].combine_chunks()
+    start = 16 * keys.offset
+    names["key"] = np.frombuffer(keys.buffers()[1] or b"", "S16", offset=0)[start // 16 : start // 16 + len(keys)]
+    names["sample"] = rows["sample"].to_numpy()
+    return names
+
+
+def native_buffer(data: bytes) -> pa.Buffer:
+    """The same bytes in Arrow's own memory.
+
+    Arrow's threads let go of what they read some time after they have read it. If Python has ended by then, letting go
+    of bytes of its own aborts the process.
+    """
+    buffer = pa.allocate_buffer(len(data))
+    np.frombuffer(buffer, np.uint8)[:] = np.frombuffer(data, np.uint8)
+    return buffer
+
+
+def list_means(values: np.ndarray, offsets: np.ndarray) -> list[float | None]:
+    """The mean of each list; None of an empty one."""
+    sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])[offsets]
+    counts = np.diff(offsets)
+    return [s / c if c else None for s, c in zip(np.diff(sums).tolist(), counts.tolist(), strict=True)]
+
+
+def new_rows(names: np.ndarray, seen: list[np.ndarray]) -> np.ndarray:
+    """Which rows are in no block of `seen` and not twice among themselves; adds them to `seen`.
+
+    Blocks are sorted, and joined when they are alike in size, so that there are few: 20 bytes per row.
+    """
+    names = names.view("S20")
+    fresh = np.zeros(len(names), bool)
+    unique, first = np.unique(names, return_index=True)
+    fresh[first] = True
+    for block in seen:
+        at = np.minimum(np.searchsorted(block, names), len(block) - 1)
+        fresh &= block[at] != names
+    if len(unique):
+        seen.append(unique)
+    while len(seen) > 1 and len(seen[-2]) <= 2 * len(seen[-1]):
+        seen.append(np.sort(np.concatenate([seen.pop(), seen.pop()])))
+    return fresh
+
+
+def sample_spans(names: np.ndarray) -> np.ndarray:
+    """Rows as spans of samples: (key, start, stop) for each run of numbers without a gap."""
+    names = np.sort(names.view("S20")).view(ROW)
+    key, sample = names["key"], names["sample"]
+    starts = np.ones(len(names), bool)
+    starts[1:] = (key[1:] != key[:-1]) | (sample[1:] != sample[:-1] + 1)
+    first = np.flatnonzero(starts)
+    spans = np.empty(len(first), SPAN)
+    spans["key"], spans["start"] = key[first], sample[first]
+    spans["stop"] = sample[np.append(first, len(names))[1:] - 1] + 1
+    return spans

@@ -1,0 +1,152 @@
+"""Recipes: what is refused, and how it is said."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from raykd.errors import RecipeError
+from raykd.recipe.load import dump_recipe, load_recipe, recipe_differences, resolve_paths
+
+SHIPPED = sorted((Path(__file__).parents[2] / "pipelines" / "recipes").glob("*.yaml"))
+
+SMALL = """
+name: small
+method: {kind: distill}
+data: {unlabelled: {kind: jsonl, path: rows.jsonl}}
+teacher: {model: {kind: checkpoint, path: teacher}}
+student:
+  model: {kind: checkpoint, path: student}
+  training: {learning_rate: 0.001, max_steps: 10}
+"""
+
+
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_every_shipped_recipe_loads_and_survives_being_written(path, tmp_path):
+    loaded = load_recipe(path)
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_recipe(loaded))
+    assert load_recipe(again) == loaded
+    assert recipe_differences(load_recipe(again), loaded) == []
+
+
+def test_there_are_shipped_recipes():
+    assert "demo" in [path.stem for path in SHIPPED]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("student.training.learing_rate=1", ["student.training.learing_rate", "unknown key", "learning_rate"]),
+        ("studnt.model=1", ["studnt", "unknown key", "did you mean student?"]),
+        ("data.unlabelled.pth=x", ["data.unlabelled.pth", "did you mean path?"]),
+        ("student.training.max_steps=0", ["student.training.max_steps", "found 0"]),
+        ("student.training.epochs=1", ["student.training", "exactly one of max_steps and epochs"]),
+        ("teacher.sampling.n=4", ["teacher.sampling", "temperature"]),
+        ("method.kind=magic", ["method", "distill"]),
+        ("arms.distilled=true", ["arms.distilled does nothing"]),
+        ("metrics=[bleu]", ["metrics do nothing without data.test"]),
+        ("tokenizer={kind: words}", ["tokenizer does nothing"]),
+        ("teacher.model={kind: config, model_type: llama}", ["needs the section tokenizer"]),
+        ("teacher.fine_tune={learning_rate: 1, max_steps: 1}", ["teacher.fine_tune needs data.gold"]),
+        ("student.sampling={n: 2, temperature: 1}", ["student.sampling.n"]),
+        ("student.model={kind: cut, path: big}", ["student.model: give layers, or"]),
+        ("student.model={kind: cut, path: big, layers: []}", ["student.model: layers: expected one layer or more"]),
+        ("student.model={kind: cut, path: big, layers: [2, 0]}", ["from 0 and rising, found [2, 0]"]),
+        ("student.model={kind: cut, path: big, decoder_layers: [-1]}", ["decoder_layers: expected", "found [-1]"]),
+        ("student.model={kind: cut, path: big, layers: [0], encoder_layers: [0]}", ["it does not go with"]),
+        ("student.model={kind: cut, path: big, layer: [0]}", ["student.model.layer: unknown key", "layers"]),
+        ("teacher.model={kind: cut, path: big, layers: [0]}", ["a teacher of kind cut", "needs teacher.fine_tune"]),
+        ("student.labels=[a, b]", ["student: labels do nothing: the task is generation"]),
+        ("student.task=classification", ["student: a classification needs labels"]),
+        ("teacher={model: {kind: checkpoint, path: t}, task: classification, labels: [a, a]}", ["all different"]),
+        ("method={kind: mckd, shares: [1]}", ["method: shares: expected 2 numbers above 0, found [1.0]"]),
+        ("method={kind: mckd, relabel: vote}", ["with 2 partitions one student alone", "expected next"]),
+        ("method={kind: mckd, exchange: top_k}", ["exchange: top_k needs student.training.losses on probabilities"]),
+        ("method={kind: mckd, exchange: top_k, gold: true}", ["gold goes with exchange: text"]),
+        ("method={kind: mckd, weigh: agreement}", ["weigh: agreement needs back_check.metric"]),
+        ("method={kind: mckd, back_check: {metric: bleu}}", ["back_check does nothing without at_least"]),
+        ("method={kind: mckd, gold: true}", ["method.gold needs data.gold"]),
+        ("answers={vote: true}", ["a vote needs teacher.sampling.n of 2 or more"]),
+        ("method={kind: mckd, warm_start: true}", ["warm_start does nothing with 2 stages"]),
+        ("answers={format: intent, retry_temperature: 1}", ["retry_temperature does nothing without retries"]),
+        ("answers={invalid: drop}", ["every text is of the format text"]),
+        ("teacher.model={kind: served, name: big}", ["kind served and engine of kind endpoint go together"]),
+        ("teacher.engine={kind: endpoint, url: 'http://key@host/v1'}", ["teacher.engine.url"]),
+        ("student.engine={kind: endpoint, url: 'http://host/v1'}", ["student: engine: a student answers here"]),
+        ("student.prompt={kind: chat, shots: {count: 1, rows: {kind: jsonl, path: x}, nearest: last}}", ["nearest"]),
+        ("nonsense", ["override 'nonsense'", "section.field=value"]),
+        ("name.deeper=1", ["name is no section"]),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(small, override, words):
+    with pytest.raises(RecipeError) as error:
+        load_recipe(small, [override])
+    text = str(error.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("text", "word"), [("[1, 2", "not YAML"), ("- 1\n", "expected a mapping"), ("", "expected a mapping")]
+)
+def test_a_file_that_is_no_recipe(tmp_path, text, word):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=word):
+        load_recipe(path)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(RecipeError, match="no such recipe"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+def test_overrides_reach_their_field(small):
+    changed = load_recipe(small, ["student.training.learning_rate=0.5", "cluster.teacher.replicas=3", "seed=7"])
+    assert (changed.student.training.learning_rate, changed.cluster.teacher.replicas, changed.seed) == (0.5, 3, 7)
+    assert recipe_differences(load_recipe(small), changed) == [
+        "seed: 0 -> 7",
+        "student.training.learning_rate: 0.001 -> 0.5",
+    ]  # the cluster does not change what a run computes
+    assert recipe_differences(load_recipe(small), load_recipe(small, ["data.max_bad_rows=3"])) == []
+
+
+def test_both_sides_name_the_classes_alike(small):
+    sides = ["student.task=classification", "student.labels=[ham, spam]", "teacher.task=classification"]
+    sides.append("teacher.engine={kind: transformers}")
+    assert load_recipe(small, [*sides, "teacher.labels=[ham, spam]"]).teacher.labels == ["ham", "spam"]
+    with pytest.raises(RecipeError, match=r"teacher.labels \['spam', 'ham'\] and student.labels .* must be the same"):
+        load_recipe(small, [*sides, "teacher.labels=[spam, ham]"])
+
+
+def test_resolving_makes_paths_absolute_and_leaves_hub_names(small, tmp_path, monkeypatch):
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    monkeypatch.chdir(tmp_path)
+    resolved = resolve_paths(load_recipe(small))
+    assert resolved.data.unlabelled.path == str(tmp_path / "rows.jsonl")
+    assert resolved.output == str(tmp_path / "runs")
+    assert resolved.student.model.path == "student"  # no such folder here: a hub name
+    assert resolve_paths(resolved) == resolved
+
+
+def test_check_is_quick_and_loads_neither_torch_nor_ray():
+    code = (
+        "import sys; from raykd.cli import main; code = main(['check', 'demo']);"
+        "assert not {'torch', 'ray', 'vllm', 'transformers'} & set(sys.modules); sys.exit(code)"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    assert "num_decoder_layers: 2" in done.stdout
+    assert time.monotonic() - started < 10  # two seconds is what is promised; this machine may be busy

@@ -1,0 +1,140 @@
+"""Spaces: points are recipes, choices bring their own fields alone, and what does not fit is one line."""
+
+import pytest
+from conftest import ROOT
+from ray import tune
+
+from raykd.errors import RecipeError
+from raykd.recipe import space
+from raykd.recipe.load import load_recipe
+
+DEMO = ROOT / "pipelines/recipes/demo.yaml"
+DISTILL = ["method={kind: distill}", "arms.distilled=false", "student.training.dev_metrics=[phoneme_error_rate]"]
+RATE = "student.training.learning_rate"
+LOSS = {
+    "cross_entropy": {"student.training.losses": {"cross_entropy": {}}},
+    "jsd": {
+        "student.training.losses": {"jsd": {}},
+        "student.training.losses.jsd.options": {},
+        "student.training.losses.jsd.options.beta": tune.uniform(0.1, 0.9),
+    },
+}
+
+
+@pytest.fixture
+def demo():
+    return load_recipe(DEMO, DISTILL)
+
+
+def of(fields, search=None, scheduler=None, goals=({},)) -> space.Space:
+    given = tuple(space.Goal(**goal) for goal in goals)
+    search = search or space.Random(kind="random", trials=20)
+    return space.Space("s", fields, given, search, scheduler or space.Asha(kind="asha"), "")
+
+
+def test_a_choice_brings_its_own_fields_and_no_others(demo):
+    searched = of({RATE: tune.loguniform(1e-4, 1e-2), "loss": LOSS})
+    points, _ = space.all_of(searched, demo)
+    assert {point["loss"] for point in points} == {"cross_entropy", "jsd"}
+    for point in points:
+        beta = point.get("student.training.losses.jsd.options.beta")
+        assert (beta is None) == (point["loss"] == "cross_entropy")
+        training = space.recipe_of(searched, demo, point).student.training
+        assert list(training.losses) == [point["loss"]] and training.learning_rate == point[RATE]
+        if beta is not None:
+            assert training.losses["jsd"].options == {"beta": beta} and 0.1 <= beta <= 0.9
+    assert len({point[RATE] for point in points}) == 20
+
+
+def test_points_depend_on_the_seed_alone(demo):
+    searched = of({RATE: tune.loguniform(1e-4, 1e-2), "loss": LOSS})
+    assert space.drawn(searched, 3) == space.drawn(searched, 3) != space.drawn(searched, 4)
+
+
+def test_a_grid_has_every_combination_once():
+    searched = of(
+        {RATE: tune.choice([0.1, 0.2]), "way": {"a": {"seed": 1}, "b": {"seed": tune.choice([2, 3])}}},
+        space.Grid(kind="grid"),
+    )
+    points = space.drawn(searched, 0)
+    assert len(points) == 6 and {(p[RATE], p["way"], p.get("seed")) for p in points} == {
+        (rate, *rest) for rate in (0.1, 0.2) for rest in (("a", None), ("b", 2), ("b", 3))
+    }
+
+
+def test_the_teacher_is_asked_what_the_most_demanding_trial_needs(demo):
+    searched = of({"loss": LOSS})
+    _, asking = space.all_of(searched, demo)
+    assert list(asking.student.training.losses) == ["jsd"]
+    temperature = {"teacher.sampling.temperature": 1.0, "teacher.sampling.n": tune.choice([2, 5, 3])}
+    assert space.all_of(of(temperature, space.Grid(kind="grid")), demo)[1].teacher.sampling.n == 5
+
+
+@pytest.mark.parametrize("name", ["losses", "schedule", "mckd", "student_size", "samples"])
+def test_every_shipped_space_fits_the_demo(name, demo):
+    searched = space.load_space(ROOT / f"tune_spaces/{name}.py")
+    fitting = load_recipe(DEMO, ["arms.distilled=false"]) if name == "mckd" else demo
+    points, _ = space.all_of(searched, fitting)
+    assert space.goals(searched, fitting)
+    assert points or isinstance(searched.search, space.Optuna)
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "said"),
+    [
+        (
+            {"student.training.learning_rat": tune.choice([1])},
+            {},
+            "SPACE: student.training.learning_rat: unknown key; did",
+        ),
+        (
+            {RATE: tune.choice([-1])},
+            {},
+            "SPACE: student.training.learning_rate: Input should be greater than 0, found -1",
+        ),
+        ({RATE: tune.uniform(1, 2)}, {"search": space.Grid(kind="grid")}, "a grid needs choices"),
+        (
+            {RATE: tune.choice([1])},
+            {"goals": [{"metric": "blue"}]},
+            "GOAL.metric: nobody reports 'blue'; known: dev_loss",
+        ),
+        ({"loss": LOSS}, {"goals": [{"metric": "dev_loss"}]}, "dev_loss says nothing where losses differ"),
+        (
+            {RATE: tune.choice([1])},
+            {"goals": [{}, {"metric": "parameters"}]},
+            "several goals need SEARCH of kind optuna",
+        ),
+        ({RATE: tune.choice([1])}, {"goals": [{"metric": "parameters"}]}, "parameters is known only at the end"),
+        ({"seed": tune.choice([1])}, {"scheduler": space.Pbt(kind="pbt")}, "SPACE.seed: pbt changes it while"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(demo, fields, options, said):
+    with pytest.raises(RecipeError) as error:
+        searched = of(fields, **options)
+        space.goals(searched, demo)
+        space.all_of(searched, demo)
+    assert said in str(error.value) and str(error.value).startswith("s: ") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "SPACE: expected a mapping of recipe fields, found None"),
+        ("import nothing_of_that_name", "ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+        ("SPACE = {'loss': 3}", "SPACE.loss: expected a recipe field, or a name with {choice: fields}"),
+        ("SPACE = {'seed': 3}\nSEARCH = {'kind': 'random', 'trial': 3}", "SEARCH.trial: Extra inputs"),
+        ("SPACE = {'seed': 3}\nSCHEDULER = {'kind': 'asha', 'grace': 0}", "SCHEDULER.grace: Input should be greater"),
+        ("SPACE = {'seed': 3}\nGOAL = {'direction': 'down'}", "GOAL.direction: Input should be 'min' or 'max'"),
+    ],
+)
+def test_a_space_that_is_none_names_its_file(tmp_path, text, said):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    with pytest.raises(RecipeError) as error:
+        space.load_space(file)
+    assert str(error.value).startswith(f"{file}: ") and said in str(error.value)
+
+
+def test_a_space_that_is_not_there(tmp_path):
+    with pytest.raises(RecipeError, match="no such space"):
+        space.load_space(tmp_path / "none.py")
