@@ -25,10 +25,10 @@ RECIPES = Path(__file__).parent / "mckd_map"
 LABELS = ("teacher's labels", "students' labels", "remembered")
 ARMS = ("teacher", "gold_only", "distilled", "mckd")
 OPTIONS = {
-    "confidence": ["method.weigh=confidence"],
-    "agreement": ["method.weigh=agreement", "method.back_check={metric: exact_match}"],
-    "checked": ["method.back_check={metric: exact_match, at_least: 100}"],
-    "dropped": ["answers.invalid=drop"],
+    "confidence": ["method.weighting=confidence"],
+    "agreement": ["method.weighting=agreement", "method.consistency_filter={metric: exact_match}"],
+    "checked": ["method.consistency_filter={metric: exact_match, at_least: 100}"],
+    "dropped": ["pseudo_targets.invalid=drop"],
     "top_k": [
         "method.exchange=top_k",
         "student.training.losses={forward_kl: {weight: 0.5}, cross_entropy: {weight: 0.5}}",

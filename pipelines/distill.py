@@ -25,19 +25,19 @@ from raykd.stages.train import TrainingData, train_students
 def run(run: Run, alone: bool = False) -> str:
     """Teacher, pseudo-targets, student; returns the student's folder. `alone`: without what it is compared with."""
     rows, method = read_rows(run), run.recipe.method
-    lessons = {} if alone else gold_only(run, rows)
+    trainings = {} if alone else gold_only(run, rows)
     if isinstance(method, Distill) and method.overlap:
 
         def train(given: Labelling) -> dict[str, dict]:
-            return train_students(run, rows, {"distilled": lesson(run, rows, given)})
+            return train_students(run, rows, {"distilled": training_data(run, rows, given)})
 
         trained = train_while_labelling(run, "distilled", partial(labels, run), train)
         teacher(run, rows)
-        trained |= train_students(run, rows, lessons)
+        trained |= train_students(run, rows, trainings)
     else:
         given, (chosen,) = teacher(run, rows)
-        what = TrainingData(chosen) if run.recipe.answers.chosen() else lesson(run, rows, given)
-        trained = train_students(run, rows, {"distilled": what, **lessons})
+        what = TrainingData(chosen) if run.recipe.pseudo_targets.chosen() else training_data(run, rows, given)
+        trained = train_students(run, rows, {"distilled": what, **trainings})
     score(run, rows, trained)
     student = trained["distilled"]["model"]
     if not alone:
@@ -57,7 +57,7 @@ def control(run: Run) -> None:
     score(run, rows, train_students(run, rows, gold_only(run, rows)))
 
 
-def lesson(run: Run, rows: Splits, given: Labelling) -> TrainingData:
+def training_data(run: Run, rows: Splits, given: Labelling) -> TrainingData:
     """What the student learns: the teacher's answers, and the gold targets that its sequences ask for."""
     kind = run.recipe.student.training.sequences.kind
     if kind == "pseudo_targets":
@@ -121,7 +121,7 @@ def score(run: Run, rows: Splits, trained: dict[str, dict]) -> None:
     run_at_once(
         run,
         {
-            f"evaluate/{arm}-answers": partial(evaluate_arm, run, arm, model, student, rows.test)
+            f"evaluate/{arm}-predictions": partial(evaluate_arm, run, arm, model, student, rows.test)
             for arm, model in best.items()
         },
     )

@@ -45,13 +45,13 @@ def run(run: Run, alone: bool = False) -> str:
     for number in range(1, method.stages):
         parts, students = round(run, rows, number, parts, students)
 
-    lessons = {"mckd/final": lesson(run, rows, together(parts))}
+    trainings = {"mckd/final": training_data(run, rows, together(parts))}
     if not alone:
-        lessons |= distill.gold_only(run, rows)
+        trainings |= distill.gold_only(run, rows)
     if run.recipe.arms.distilled and not alone:
         whole = replace(given, sources=tuple(range(count)))
-        lessons["distilled"] = TrainingData((whole,) if method.exchange == "top_k" else sum(labelled, []))
-    trained = train_students(run, rows, lessons)
+        trainings["distilled"] = TrainingData((whole,) if method.exchange == "top_k" else sum(labelled, []))
+    trained = train_students(run, rows, trainings)
     distill.score(run, rows, trained)
     if not alone:
         publish_student(run, trained["mckd/final"]["model"])
@@ -77,12 +77,12 @@ def teacher(run: Run, rows: Splits) -> tuple[Labelling, list[list[Example]]]:
     return given, distill.taught(run, rows, given, lineages)
 
 
-def lesson(run: Run, rows: Splits, taught: Taught, unseen: Sequence[Path] = (), **changes) -> TrainingData:
+def training_data(run: Run, rows: Splits, taught: Taught, unseen: Sequence[Path] = (), **changes) -> TrainingData:
     """What a student learns: pseudo-targets, and gold where the recipe mixes it in, but of `unseen` inputs."""
     if settings(run).gold and isinstance(taught, list):
         hidden = {example.input for file in unseen for example in load_examples(file)}
         taught = taught + [example for example in rows.gold if example.input not in hidden]
-    return TrainingData(taught, weigh=settings(run).weigh, **changes)
+    return TrainingData(taught, weighting=settings(run).weighting, **changes)
 
 
 def together(parts: list[Taught]) -> Taught:
@@ -107,7 +107,7 @@ def round(
             found[i] = relabel_inputs(run, f"{at}/labels-by-{i}", model, others, files[i])
 
         warm = Checkpoint(kind="checkpoint", path=before[i]) if method.warm_start and before else None
-        return lesson(run, rows, parts[i], others, model=warm, then=(f"{at}/labels-by-{i}", relabel))
+        return training_data(run, rows, parts[i], others, model=warm, then=(f"{at}/labels-by-{i}", relabel))
 
     trained = train_students(run, rows, {f"{at}/student-{i}": one(i) for i in range(count)})
     written: list[list[list[Example]]] = [[] for _ in parts]  # of each partition, by each student that labelled it

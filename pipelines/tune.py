@@ -53,7 +53,7 @@ class Sweep:
     goals: list[tuple[str, str]]
 
 
-def run(recipe: Recipe, searched: Space, screen: Console) -> dict[str, Any]:
+def run(recipe: Recipe, searched: Space, console: Console) -> dict[str, Any]:
     """Teacher, control arm, trials; what `sweep_report.write` found. The same sweep goes on where it was stopped.
 
     Raises RecipeError, before anything starts, for a space that does not fit the recipe.
@@ -66,18 +66,18 @@ def run(recipe: Recipe, searched: Space, screen: Console) -> dict[str, Any]:
     folder = Path(recipe.output) / f"{recipe.name}-{searched.name}"
     _begin(folder, recipe, searched, goals)
     with ExitStack() as kept:
-        kept.enter_context(screen.quiet(folder / "driver.log"))
-        teacher = kept.enter_context(Run(asking, screen, folder / "teacher"))
+        kept.enter_context(console.quiet(folder / "driver.log"))
+        teacher = kept.enter_context(Run(asking, console, folder / "teacher"))
         concurrent, threads = trials_at_once(teacher, searched.search.concurrent)
         own = {"cluster.student.threads": threads}  # the best recipe says it too: another number gives another student
         sweep = Sweep(folder.absolute(), changed_recipe(recipe, own, ""), searched, goals)
         teacher.recipe = changed_recipe(teacher.recipe, own, "")
         METHODS[recipe.method.kind].teacher(teacher, read_rows(teacher))
         if recipe.arms.gold_only:
-            control = kept.enter_context(Run(sweep.recipe, screen, folder / "control", teacher.path))
+            control = kept.enter_context(Run(sweep.recipe, console, folder / "control", teacher.path))
             distill.control(control)
         else:
-            screen.say("no control arm: arms.gold_only gives no rows for it")
+            console.say("no control arm: arms.gold_only gives no rows for it")
         search_space(teacher, partial(trial, sweep), sweep.goals, searched, points, folder / "tune", concurrent)
     return write_sweep_report(folder)
 
@@ -108,18 +108,18 @@ def trial(sweep: Sweep, name: str, point: Point, send: Report, resume: Path | No
         metrics = json.loads(done.read_text(encoding="utf-8"))["metrics"]
         return send(metrics, None) if metrics else None
     recipe = space.recipe_of(sweep.space, sweep.recipe, point)
-    screen = Console()
+    console = Console()
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "trial.log", "a", buffering=1, encoding="utf-8") as screen.out:
+    with open(folder / "trial.log", "a", buffering=1, encoding="utf-8") as console.out:
         try:
-            with Run(recipe, screen, _run_folder(folder, recipe), sweep.folder / "teacher") as made:
+            with Run(recipe, console, _run_folder(folder, recipe), sweep.folder / "teacher") as made:
                 goal = LAST[recipe.method.kind]
                 made.fit = trial_trainer(goal, send, resume)
                 METHODS[recipe.method.kind].run(made, alone=True)
             metrics = _metrics(made.path, goal, [metric for metric, _ in sweep.goals])
             result = {"point": point, "run": str(made.path), "metrics": metrics}
         except RaykdError as error:
-            screen.say(str(error))
+            console.say(str(error))
             result = {"point": point, "error": str(error), "metrics": None}
         write_json(done, result)
     if result["metrics"]:
@@ -148,7 +148,7 @@ def _metrics(folder: Path, goal: str, wanted: list[str]) -> dict[str, float]:
     metrics = {name: value for name, value in judged.items() if name.startswith("dev_") or name in wanted}
     metrics |= {"parameters": trained["stats"]["parameters"], "progress": 100.0, "step": trained["results"]["steps"]}
     arm = goal.partition("/")[0]
-    asked = found.get(f"evaluate/{arm}-answers")
+    asked = found.get(f"evaluate/{arm}-predictions")
     if asked and asked["stats"]["new_rows"]:
         metrics["answer_seconds"] = asked["stats"]["seconds"] / asked["stats"]["new_rows"]
     if f"evaluate/{arm}" in found:

@@ -97,7 +97,7 @@ def _run(options: argparse.Namespace) -> int:
 
     run, student = _execute(options, lambda pipeline, run: pipeline.run(run))
     _report_on(run.path)
-    run.screen.say(f"student: {remote.shown(student)}")
+    run.console.say(f"student: {remote.shown(student)}")
     return _left_out(run)
 
 
@@ -108,15 +108,15 @@ def _label(options: argparse.Namespace) -> int:
     )
 
     for line in preview_pseudo_targets(run, labels):
-        run.screen.say(line)
-    run.screen.say(f"store: {labels.store}")
+        run.console.say(line)
+    run.console.say(f"store: {labels.store}")
     return _left_out(run)
 
 
 def _left_out(run: Any) -> int:
     count = run.left_out()
     if count:
-        run.screen.say(f"{count} bad rows were left out, as data.max_bad_rows allows: {run.path / 'bad_rows.jsonl'}")
+        run.console.say(f"{count} bad rows were left out, as data.max_bad_rows allows: {run.path / 'bad_rows.jsonl'}")
     return 0
 
 
@@ -127,9 +127,9 @@ def _execute(options: argparse.Namespace, work: Callable[[Any, Any], Any]) -> tu
     from raykd.run.folder import Run
 
     pipeline = importlib.import_module(PIPELINES[recipe.method.kind])
-    screen = Console(options.verbose)
-    run = Run(recipe, screen)
-    with screen.quiet(run.path / "logs" / "driver.log"), run:
+    console = Console(options.verbose)
+    run = Run(recipe, console)
+    with console.quiet(run.path / "logs" / "driver.log"), run:
         return run, work(pipeline, run)
 
 

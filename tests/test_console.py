@@ -10,38 +10,38 @@ from raykd.console import Console
 
 
 def test_a_log_has_lines_with_rate_and_time_left():
-    screen = Console(every=0)
-    screen.out = io.StringIO()
-    with screen.bar("labels", 100, "rows") as update:
+    console = Console(every=0)
+    console.out = io.StringIO()
+    with console.bar("labels", 100, "rows") as update:
         update(40)  # done before: not this run's rate
         time.sleep(1.05)
         update(50, "7 tokens/s")
-    (line,) = screen.out.getvalue().splitlines()
+    (line,) = console.out.getvalue().splitlines()
     assert "labels: 50/100 rows, 9." in line and "00:05 left, 7 tokens/s" in line
 
 
 def test_a_terminal_has_live_bars_for_several_at_once():
     main, side = pty.openpty()
-    screen = Console()
-    with os.fdopen(side, "w") as screen.out:
-        with screen.bar("first", 10, "steps") as one, screen.bar("second", 20, "rows") as two:
+    console = Console()
+    with os.fdopen(side, "w") as console.out:
+        with console.bar("first", 10, "steps") as one, console.bar("second", 20, "rows") as two:
             one(5, "loss 1.0")
             two(20)
-            screen.say("a line between")
+            console.say("a line between")
             time.sleep(0.3)
         shown = os.read(main, 100_000).decode()
     for part in ("first", "second", "5/10", "20/20", "loss 1.0", "a line between", "steps/s"):
         assert part in shown
-    assert screen.progress is None
+    assert console.progress is None
     os.close(main)
 
 
 def test_chatter_goes_to_its_file_and_the_screen_stays(tmp_path, capfd):
-    screen = Console()
-    with screen.quiet(tmp_path / "logs" / "driver.log"):
+    console = Console()
+    with console.quiet(tmp_path / "logs" / "driver.log"):
         os.write(1, b"noise\n")
         os.write(2, b"noise from below")
-        screen.say("news")
+        console.say("news")
     print("after", file=sys.stderr)
     out, err = capfd.readouterr()
     assert "news" in out and "noise" not in out + err and err == "after\n"

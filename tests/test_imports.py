@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("raykd", "pipelines", "tune_spaces")
-PIPELINES_MAY = ("recipe", "run", "data", "stages", "report", "space", "sweep_report", "screen", "errors")
+PIPELINES_MAY = ("recipe", "run", "data", "stages", "report", "space", "sweep_report", "console", "errors")
 
 
 def imports(path: Path, package: str) -> Iterator[str]:

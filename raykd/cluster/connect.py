@@ -94,7 +94,7 @@ def _local(settings: Cluster, logs: Path, verbose: bool, lock: IO | None, dashbo
 
 
 def _prepare(settings: Cluster, verbose: bool) -> None:
-    """How long Ray Data waits for actors, and its bars and messages off the user's screen."""
+    """How long Ray Data waits for actors, and its bars and messages off the user's console."""
     import ray.data
 
     context = ray.data.DataContext.get_current()

@@ -46,7 +46,7 @@ def search(
     folder: Path,
     recipe: Recipe,
     concurrent: int,
-    screen: Console,
+    console: Console,
 ) -> None:
     """Run `trial(id, point, report, checkpoint)` of each point; go on where a search in this folder was stopped.
 
@@ -57,8 +57,8 @@ def search(
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # a recipe's functions may read files beside the recipe
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     body = tune.with_resources(_Body(trial), tune.PlacementGroupFactory([_resources(recipe.cluster)]))
-    _Said.screen, _Said.goals, _Said.count = screen, goals, len(points) or getattr(space.search, "trials", 0)
-    screen.say(f"tune: {_Said.count} trials, {concurrent} at a time")
+    _Said.console, _Said.goals, _Said.count = console, goals, len(points) or getattr(space.search, "trials", 0)
+    console.say(f"tune: {_Said.count} trials, {concurrent} at a time")
     if tune.Tuner.can_restore(str(folder)):
         tuner = tune.Tuner.restore(str(folder), body, resume_unfinished=True, resume_errored=True)
     else:
@@ -272,7 +272,7 @@ class _RememberingAsha(ASHAScheduler):
 class _Said(tune.Callback):
     """What the user sees of trials. Ray Tune pickles it, so what it says it to is the class's."""
 
-    screen: Console
+    console: Console
     goals: list[tuple[str, str]]
     count: int
     over = 0
@@ -281,13 +281,13 @@ class _Said(tune.Callback):
         numbers = [f"{name} {result[name]:.4g}" for name, _ in self.goals if name in result]
         numbers += [f"{name} {value:.4g}" for name, value in result.items() if name.startswith("test/")]
         done = f"{result[TIME]:.0f} %" if TIME in result else "?"
-        self.screen.say(f"trial {trial.trial_id}: {done}, {', '.join(numbers)} ({said(_point(trial.config))})")
+        self.console.say(f"trial {trial.trial_id}: {done}, {', '.join(numbers)} ({said(_point(trial.config))})")
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         type(self).over += 1
         last = (trial.last_result or {}).get(TIME)
         how = "failed" if last is None else "done" if last >= 100 else f"stopped at {last:.0f} %"
-        self.screen.say(f"trial {trial.trial_id}: {how}; {self.over} of {self.count} over")
+        self.console.say(f"trial {trial.trial_id}: {how}; {self.over} of {self.count} over")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self.screen.say(f"trial {trial.trial_id}: its process was lost")
+        self.console.say(f"trial {trial.trial_id}: its process was lost")

@@ -28,7 +28,7 @@ class Lineage:
     by         "teacher", or the name of the training whose student wrote it; several with + between, of a vote
     round      0: the teacher's; partition  that its input is in
     score      mean natural log-probability of its tokens to who wrote it; None where that is not known
-    agreement  0 to 1: the share of votes for it, or its score in the back check; None where there was neither
+    agreement  0 to 1: the share of votes for it, or its score in the consistency filter; None where there was neither
     """
 
     by: str

@@ -1,4 +1,4 @@
-"""What becomes of answers before a student learns them: votes, rules for invalid ones, back checks, weights.
+"""What becomes of answers before a student learns them: votes, rules for invalid ones, consistency filters, weights.
 
 Each of these takes pseudo-targets and gives back new ones, in the same order; nothing is changed in place.
 """

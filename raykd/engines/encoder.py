@@ -54,7 +54,7 @@ class EncoderEngine:
             here = [fits[i] for i in piece]
             said = task_heads.answers(self.model, self.task, [rows[at] for at in here], self.tokenizer.pad_token_id)
             for at, (numbers, logprobs) in zip(here, said, strict=True):
-                if self.task == "span":
+                if self.task == "extractive_qa":
                     text = task_heads.stretch(self.tokenizer, prompts[at], numbers)
                 else:
                     text = task_heads.text(self.task, self.labels, self.tokenizer, rows[at], numbers)

@@ -200,7 +200,7 @@ def atkd(
 
 
 def easy_tokens(uncertainty_N: torch.Tensor, hard_share: float = 0.5) -> torch.Tensor:
-    """easy_N, true where the uncertainty is below that of the token at which the hard share begins (ATKD, section 3).
+    """easy_mask_N, true where the uncertainty is below that of the token where the hard share begins (ATKD, section 3).
 
     With a half, below the lower median: so the median token, and all that tie with it, are hard. The given positions
     are one group: one micro-batch's, or, gathered, those of the global batch.
@@ -230,7 +230,7 @@ def _kl(p_NE: torch.Tensor, q_NE: torch.Tensor) -> torch.Tensor:
 
 
 def _log(mixed_NE: torch.Tensor) -> torch.Tensor:
-    """Logarithm, in place, of a mixture: finite where it underflows, and there both of its parts weigh nothing."""
+    """Logarithm, in place, of a mixture: finite where it underflows, and there both of its parts weighting nothing."""
     return mixed_NE.clamp_(min=torch.finfo(mixed_NE.dtype).tiny).log_()
 
 

@@ -98,12 +98,12 @@ class TokenLoss:
     def how(self) -> Kind:
         return LOSSES[self.kind] if isinstance(self.kind, str) else self.kind
 
-    def parts(self, weights_N: torch.Tensor, easy_N: torch.Tensor | None) -> dict[str, tuple[float, torch.Tensor]]:
+    def parts(self, weights_N: torch.Tensor, easy_mask_N: torch.Tensor | None) -> dict[str, tuple[float, torch.Tensor]]:
         """Its terms: by name, what the term's mean is multiplied by and what each position counts for in it."""
         if self.kind != "atkd":
             return {self.name: (self.weight, weights_N)}
-        assert easy_N is not None
-        easy, hard = weights_N * easy_N, weights_N * ~easy_N
+        assert easy_mask_N is not None
+        easy, hard = weights_N * easy_mask_N, weights_N * ~easy_mask_N
         return {
             "atkd_easy": (self.weight * self.easy_weight, easy),
             "atkd_hard": (self.weight * (1 - self.easy_weight), hard),
@@ -118,7 +118,7 @@ def token_losses(
     *,
     weights_N: torch.Tensor | None = None,
     denominators: Mapping[str, float | torch.Tensor] | None = None,
-    easy_N: torch.Tensor | None = None,
+    easy_mask_N: torch.Tensor | None = None,
     columns: int | None = None,
     cut_infinite: bool = False,
     chunk_rows: int | None = None,
@@ -129,7 +129,7 @@ def token_losses(
     labels_N          target ids; a position of IGNORE counts for nothing and never reaches the output layer
     weights_N         what a position counts for, 1 unless given; see `sequence_weights`
     denominators      by term name, those of the whole global step; the sums of the weights here unless given
-    easy_N            atkd's groups, from `easy_tokens` of `teacher_uncertainty`; made of the positions here if absent
+    easy_mask_N       atkd's groups: `easy_tokens` of `teacher_uncertainty`; made of the positions here if absent
     columns           how many tokens the tokenizer can produce: logits beyond are cut, the rest renormalised
     cut_infinite      leave out, row by row, tokens to which the teacher gives no probability at all
 
@@ -149,8 +149,8 @@ def token_losses(
         teacher_K = teacher_K.cut(columns) if isinstance(teacher_K, Logits | HeadLogits) else teacher_K
     _check(losses, student_K, teacher_K, labels_K)
     rows = chunk_rows or _chunk_rows(student_K)
-    if easy_N is not None:
-        easy_K = easy_N[kept_K]
+    if easy_mask_N is not None:
+        easy_K = easy_mask_N[kept_K]
     else:
         shares = [loss.hard_share for loss in losses if loss.kind == "atkd"]
         easy_K = divergences.easy_tokens(_uncertainty(teacher_K, labels_K, rows), shares[0]) if shares else None

@@ -51,12 +51,12 @@ def load_model(spec: Model, tokenizer: Any, task: Task = "generation", labels: l
         family: Any = getattr(transformers, f"AutoModelFor{'Seq2SeqLM' if config.is_encoder_decoder else 'CausalLM'}")
     else:
         family = getattr(
-            transformers, f"AutoModelFor{'QuestionAnswering' if task == 'span' else 'SequenceClassification'}"
+            transformers, f"AutoModelFor{'QuestionAnswering' if task == 'extractive_qa' else 'SequenceClassification'}"
         )
         if type(config) not in family._model_mapping:
             raise ModelError(f"transformers has no {config.model_type} model for the task {task}")
         config.pad_token_id = tokenizer.pad_token_id
-        if task != "span":
+        if task != "extractive_qa":
             _name_classes(config, labels, "" if isinstance(spec, FromConfig) else spec.path)
     if isinstance(spec, FromConfig):
         model = family.from_config(config)

@@ -21,7 +21,7 @@ def task_of(config: Any) -> Task:
     """The task of a saved model."""
     architecture = (config.architectures or [""])[0]
     if architecture.endswith("ForQuestionAnswering"):
-        return "span"
+        return "extractive_qa"
     if architecture.endswith("ForSequenceClassification"):
         return "regression" if config.num_labels == 1 else "classification"
     return "generation"

@@ -42,11 +42,11 @@ class Mckd(Section):
     exchange: Literal["text", "top_k"] = Field(
         default="text", description="what students tell each other: texts, or also their 64 most likely tokens"
     )
-    back_check: ConsistencyFilter | None = None
-    weigh: Literal["confidence", "agreement"] | None = Field(
+    consistency_filter: ConsistencyFilter | None = None
+    weighting: Literal["confidence", "agreement"] | None = Field(
         default=None,
-        description="what a label counts for: its mean probability per token, or its score in the back check (of the "
-        "teacher's labels their share of the vote); where neither is known, 1",
+        description="what a label counts for: its mean probability per token, or its score in the consistency filter "
+        "(of the teacher's labels their share of the vote); where neither is known, 1",
     )
 
     @model_validator(mode="after")
@@ -59,14 +59,18 @@ class Mckd(Section):
         if self.relabel == "vote" and self.partitions == 2:
             raise ValueError("relabel: with 2 partitions one student alone never saw a partition: expected next")
         if self.exchange == "top_k":
-            given = {"relabel: vote": self.relabel == "vote", "weigh": self.weigh, "back_check": self.back_check}
+            given = {
+                "relabel: vote": self.relabel == "vote",
+                "weighting": self.weighting,
+                "consistency_filter": self.consistency_filter,
+            }
             given["gold"] = self.gold
             for name in (name for name, on in given.items() if on):
                 raise ValueError(f"{name} goes with exchange: text")
-        if self.weigh == "agreement" and self.back_check is None:
-            raise ValueError("weigh: agreement needs back_check.metric")
-        if self.back_check and self.back_check.at_least is None and self.weigh != "agreement":
-            raise ValueError("back_check does nothing without at_least, or weigh: agreement")
+        if self.weighting == "agreement" and self.consistency_filter is None:
+            raise ValueError("weighting: agreement needs consistency_filter.metric")
+        if self.consistency_filter and self.consistency_filter.at_least is None and self.weighting != "agreement":
+            raise ValueError("consistency_filter does nothing without at_least, or weighting: agreement")
         return self
 
 

@@ -44,7 +44,7 @@ class FromConfig(Section):
 class Pruned(Section):
     """Some layers of a pretrained model, with its embeddings, norms, head and tokenizer; layers are counted from 0."""
 
-    kind: Literal["cut"]
+    kind: Literal["pruned"]
     path: str = Field(description="the larger model: a Hugging Face folder or hub name")
     layers: list[int] | None = Field(default=None, description="to keep, of a decoder-only or encoder-only model")
     encoder_layers: list[int] | None = Field(default=None, description="to keep, of an encoder-decoder; default: all")
@@ -70,12 +70,14 @@ Model = Annotated[Checkpoint | FromConfig | Pruned, Field(discriminator="kind")]
 class EndpointModel(Section):
     """A model behind an endpoint (engine: kind endpoint), by the name it has there."""
 
-    kind: Literal["served"]
+    kind: Literal["endpoint"]
     name: str = Field(min_length=1)
 
 
 TeacherModel = Annotated[Checkpoint | FromConfig | Pruned | EndpointModel, Field(discriminator="kind")]
-Task = Literal["generation", "classification", "regression", "span"]  # span: extractive question answering
+Task = Literal[
+    "generation", "classification", "regression", "extractive_qa"
+]  # extractive_qa: the answer is a span of the input
 
 
 class Lora(Section):

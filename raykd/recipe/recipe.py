@@ -27,7 +27,7 @@ class Recipe(Section):
     tokenizer: Tokenizer | None = Field(default=None, description="of models with random weights")
     teacher: Teacher
     student: Student
-    answers: PseudoTargetRules = PseudoTargetRules()
+    pseudo_targets: PseudoTargetRules = PseudoTargetRules()
     arms: Arms = Arms()
     metrics: list[str] = Field(default=[], description="names in raykd.metrics.METRICS, or module:function")
     cluster: Cluster = Cluster()
@@ -52,16 +52,20 @@ class Recipe(Section):
             raise ValueError("method.gold needs data.gold")
         if self.data.gold is not None and not self.teacher.fine_tune and sequences == "pseudo_targets" and not mixed:
             raise ValueError("data.gold does nothing without teacher.fine_tune")
-        if self.answers.vote and self.teacher.sampling.n < 2:
-            raise ValueError("answers.vote: a vote needs teacher.sampling.n of 2 or more")
-        if self.answers.chosen() and self.student.training.needs_teacher():
+        if self.pseudo_targets.vote and self.teacher.sampling.n < 2:
+            raise ValueError("pseudo_targets.vote: a vote needs teacher.sampling.n of 2 or more")
+        if self.pseudo_targets.chosen() and self.student.training.needs_teacher():
             if self.student.training.teacher.kind == "store":
-                raise ValueError("answers: what is chosen are texts: student.training.teacher in_process or actors")
-        if self.answers.chosen() and sequences != "pseudo_targets":
-            raise ValueError(f"answers: chosen answers are learnt as pseudo_targets, found sequences: {sequences}")
-        if self.answers.chosen() and isinstance(self.method, Distill) and self.method.overlap:
-            raise ValueError("method.overlap: answers are chosen when all are there: no answers.vote, retries, invalid")
-        if self.student.training.needs_teacher() and self.teacher.model.kind == "served":
+                raise ValueError(
+                    "pseudo_targets: what is chosen are texts: student.training.teacher in_process or remote"
+                )
+        if self.pseudo_targets.chosen() and sequences != "pseudo_targets":
+            raise ValueError(f"pseudo_targets: chosen ones are learnt as pseudo_targets, found sequences: {sequences}")
+        if self.pseudo_targets.chosen() and isinstance(self.method, Distill) and self.method.overlap:
+            raise ValueError(
+                "method.overlap: pseudo-targets are chosen when all are there: no pseudo_targets.vote, retries, invalid"
+            )
+        if self.student.training.needs_teacher() and self.teacher.model.kind == "endpoint":
             raise ValueError("student.training.losses: a teacher behind an endpoint gives texts alone")
         if self.teacher.fine_tune and self.teacher.fine_tune.needs_teacher():
             raise ValueError("teacher.fine_tune.losses: a teacher that is fine-tuned has no teacher")
@@ -72,11 +76,11 @@ class Recipe(Section):
             stored = self.student.training.needs_teacher() and self.student.training.teacher.kind == "store"
             if stored and not soft:
                 raise ValueError(
-                    "student.training.teacher: mckd's rows are texts: kind in_process or actors, found store, "
+                    "student.training.teacher: mckd's rows are texts: kind in_process or remote, found store, "
                     "which goes with method.exchange: top_k"
                 )
-            if self.method.weigh == "confidence" and self.student.task == "regression":
-                raise ValueError("method.weigh: confidence is a probability, and a regression has none")
+            if self.method.weighting == "confidence" and self.student.task == "regression":
+                raise ValueError("method.weighting: confidence is a probability, and a regression has none")
             if soft and not stored:
                 raise ValueError(
                     "method.exchange: top_k needs student.training.losses on probabilities, from teacher: {kind: store}"
@@ -85,11 +89,11 @@ class Recipe(Section):
             raise ValueError(f"teacher.task: expected {self.student.task}, the student's, found {self.teacher.task}")
         if sequences == "mixture" and self.student.training.needs_teacher():
             if self.student.training.teacher.kind == "store":
-                raise ValueError("student.training.teacher: gold targets are not in the store: in_process or actors")
+                raise ValueError("student.training.teacher: gold targets are not in the store: in_process or remote")
         if self.teacher.model.kind == "config" and not self.teacher.fine_tune:
             raise ValueError("a teacher of kind config has random weights: it needs teacher.fine_tune")
-        if self.teacher.model.kind == "cut" and not self.teacher.fine_tune:
-            raise ValueError("a teacher of kind cut lacks layers it was trained with: it needs teacher.fine_tune")
+        if self.teacher.model.kind == "pruned" and not self.teacher.fine_tune:
+            raise ValueError("a teacher of kind pruned lacks layers it was trained with: it needs teacher.fine_tune")
         if self.teacher.labels and self.student.labels and self.teacher.labels != self.student.labels:
             raise ValueError(
                 f"teacher.labels {self.teacher.labels} and student.labels {self.student.labels} must be the same"

@@ -44,7 +44,7 @@ class Teacher(Section):
     """The model that writes pseudo-targets."""
 
     model: TeacherModel
-    task: Task = Field(default="generation", description="span is extractive question answering")
+    task: Task = Field(default="generation", description="extractive_qa: extractive question answering")
     labels: list[str] | None = Field(
         default=None, description="of a classification: the names of its classes, in order"
     )
@@ -65,12 +65,12 @@ class Teacher(Section):
         _task_serves(self.task, self.engine, self.sampling)
         if self.fine_tune:
             _losses_serve(self.task, self.fine_tune)
-        if (self.model.kind == "served") != (self.engine.kind == "endpoint"):
+        if (self.model.kind == "endpoint") != (self.engine.kind == "endpoint"):
             raise ValueError(
-                f"model of kind served and engine of kind endpoint go together, found {self.model.kind}"
+                f"model of kind endpoint and engine of kind endpoint go together, found {self.model.kind}"
                 f" and {self.engine.kind}"
             )
-        if self.model.kind == "served" and self.fine_tune:
+        if self.model.kind == "endpoint" and self.fine_tune:
             raise ValueError("fine_tune: a model behind an endpoint cannot be trained here")
         if self.engine.kind == "endpoint" and self.payload.kind not in ("auto", "text"):
             raise ValueError(f"payload: an endpoint gives texts, found {self.payload.kind}")
@@ -81,7 +81,7 @@ class Student(Section):
     """The model that is trained, and deployed."""
 
     model: Model
-    task: Task = Field(default="generation", description="span is extractive question answering")
+    task: Task = Field(default="generation", description="extractive_qa: extractive question answering")
     labels: list[str] | None = Field(
         default=None, description="of a classification: the names of its classes, in order"
     )

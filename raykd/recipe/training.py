@@ -60,7 +60,7 @@ class InProcessOutputs(Section):
 class RemoteOutputs(Section):
     """Teachers in actors of their own (cluster.teacher), asked for their top-k while students work on other batches."""
 
-    kind: Literal["actors"]
+    kind: Literal["remote"]
     k: int = Field(default=64, ge=1, description="most likely tokens per position")
     dtype: Literal["float32", "bfloat16", "float64"] = "bfloat16"
     tail: Literal["bucket", "renormalise", "refuse"] = "bucket"

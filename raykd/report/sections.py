@@ -39,7 +39,7 @@ def report_sections(found: dict[str, Any]) -> list[ReportSection]:
         ),
         (
             "Choice of pseudo-targets",
-            "Invalid: not of the recipe's answers.format. What was dropped is in the stage's dropped.jsonl.",
+            "Invalid: not of the recipe's pseudo_targets.format. What was dropped is in the stage's dropped.jsonl.",
             _choices(found["stages"]),
         ),
         ("Stages", "Tokens are those trained on, or those generated.", _stages(found["stages"])),

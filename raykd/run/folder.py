@@ -24,12 +24,12 @@ LOCK_SECONDS = 30  # what a killed run may take to disappear
 
 
 class Run:
-    """An open run folder, with the user's screen. Stages may run in several threads at once."""
+    """An open run folder, with the user's console. Stages may run in several threads at once."""
 
     def __init__(
         self,
         recipe: Recipe,
-        screen: Console | None = None,
+        console: Console | None = None,
         path: Path | None = None,
         shared: Path | None = None,
     ):
@@ -39,7 +39,7 @@ class Run:
         self.recipe = resolve_paths(recipe)
         self.shared = shared
         self.fit: Callable[..., dict] | None = None  # how to train, where it is not one Ray Train run after the other
-        self.screen = screen or Console()
+        self.console = console or Console()
         self.lock = threading.Lock()
         self.resources = ExitStack()  # what stages opened for the whole run: the cluster
         self.known: set[str] = set()  # complete stages the user has heard of
@@ -78,7 +78,7 @@ class Run:
                 return
             except BlockingIOError:
                 if wait == 1:
-                    self.screen.say(f"waiting for what still works in {self.path}")
+                    self.console.say(f"waiting for what still works in {self.path}")
                 time.sleep(1)
         self.held.close()
         raise RunError(f"{self.path}: another raykd works in it")
@@ -105,11 +105,11 @@ class Run:
                 made = f"{remote.shown(folder)} was made from other inputs ({', '.join(changed)})"
                 raise RunError(f"{made}: remove it to make it again")
             if name not in self.known:
-                self.screen.say(f"{name}: complete, nothing to do")
+                self.console.say(f"{name}: complete, nothing to do")
             self.known.add(name)
             return old["results"]
         folder.mkdir(parents=True, exist_ok=True)
-        self.screen.say(f"{name}: {kind}")
+        self.console.say(f"{name}: {kind}")
         started = time.time()
         self.tell(name, kind, True)
         try:

@@ -14,11 +14,11 @@ def connect(run: Run, dashboard: bool = False) -> None:
             from raykd.cluster import connect, counters, resources
 
             cluster = connect.ray_cluster(
-                run.recipe.cluster, run.path / "logs", run.screen.verbose, run.held, dashboard
+                run.recipe.cluster, run.path / "logs", run.console.verbose, run.held, dashboard
             )
             said = run.resources.enter_context(cluster)
             if said:
-                run.screen.say(said)
+                run.console.say(said)
             run.connected, run.tell = True, partial(counters.stage, run.recipe.name)
             resources.check(run.recipe)
 
@@ -29,4 +29,4 @@ def await_resources(run: Run, name: str, resources: dict[str, float], count: int
 
     said = awaited(resources, count, run.recipe.cluster)
     if said:
-        run.screen.say(f"{name}: {said}")
+        run.console.say(f"{name}: {said}")

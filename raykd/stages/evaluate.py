@@ -28,12 +28,12 @@ from raykd.stages.select import best_sample
 def evaluate_arm(run: Run, arm: str, model: str, side: Teacher | Student, test: list[Example]) -> dict[str, float]:
     """Score a model's answers to the test inputs by every metric of the recipe.
 
-    Of a teacher's several samples the first counts, or their vote where the recipe's `answers` are voted.
+    Of a teacher's several samples the first counts, or their vote where the recipe's `pseudo_targets` are voted.
     """
     if not test:
         return {}
-    answers = label_inputs(run, f"evaluate/{arm}-answers", model, side, [test]).answers(0, TEACHER_LINEAGE)
-    form = output_format(run) if run.recipe.answers.vote and isinstance(side, Teacher) else None
+    answers = label_inputs(run, f"evaluate/{arm}-predictions", model, side, [test]).answers(0, TEACHER_LINEAGE)
+    form = output_format(run) if run.recipe.pseudo_targets.vote and isinstance(side, Teacher) else None
     found = {s[0].input: (best_sample(form, s) if form else s[0]).target or "" for s in answers}
 
     def work(folder: Path) -> tuple[dict, dict]:
@@ -48,7 +48,7 @@ def evaluate_arm(run: Run, arm: str, model: str, side: Teacher | Student, test: 
 
     inputs = {"answers": fingerprint(sorted(found.items())), "metrics": run.recipe.metrics}
     values = run.stage(f"evaluate/{arm}", "evaluate", inputs, work)["metrics"]
-    run.screen.say(f"{arm}: " + ", ".join(f"{name} {value:.2f}" for name, value in values.items()))
+    run.console.say(f"{arm}: " + ", ".join(f"{name} {value:.2f}" for name, value in values.items()))
     return values
 
 
@@ -57,7 +57,7 @@ def compare_trees(run: Run, arms: Iterable[str]) -> None:
 
     Does nothing where the recipe's answers are no trees, or no teacher was scored.
     """
-    form = run.recipe.answers.format
+    form = run.recipe.pseudo_targets.format
     if form not in TREES or not (run.path / "evaluate/teacher" / MANIFEST).exists():
         return
     from raykd.metrics import trees

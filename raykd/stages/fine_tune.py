@@ -16,5 +16,5 @@ def fine_tuned_teacher(run: Run, rows: Splits) -> str:
     if teacher.fine_tune is None:
         assert isinstance(teacher.model, Checkpoint)
         return teacher.model.path
-    lesson = TrainingData(rows.gold, teacher.fine_tune, rows.dev or None)
-    return train_students(run, rows, {"teacher/fine_tune": lesson}, teacher)["teacher/fine_tune"]["model"]
+    training_data = TrainingData(rows.gold, teacher.fine_tune, rows.dev or None)
+    return train_students(run, rows, {"teacher/fine_tune": training_data}, teacher)["teacher/fine_tune"]["model"]

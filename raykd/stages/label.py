@@ -187,7 +187,7 @@ def _ask(
     pieces = [piece for rows, samples in ordered for piece in generate.pieces(rows, samples, shard, most)]
     await_resources(run, name, actors.resources, max(1, actors.bounds()[0]))
     begun = time.monotonic()
-    with run.screen.bar(name, count, "rows") as update:
+    with run.console.bar(name, count, "rows") as update:
 
         def landed(sum_: generate.Done) -> None:
             update(sum_.rows, f"{sum_.output_tokens / (time.monotonic() - begun):.0f} tokens/s")

@@ -14,7 +14,7 @@ PREVIEWED, SHOWN = 1000, 8  # inputs of a labelling that are judged, and answers
 
 def preview_pseudo_targets(run: Run, given: Labelling) -> list[str]:
     """A few answers of a labelling, a line each, and how many of the first thousand inputs' are not of the format."""
-    form, name = output_format(run), run.recipe.answers.format
+    form, name = output_format(run), run.recipe.pseudo_targets.format
     answers = [e for several in given.answers(0, TEACHER_LINEAGE, PREVIEWED) for e in several]
     reasons = [form.invalid(e.input, e.target or "") for e in answers]
 

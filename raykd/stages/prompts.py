@@ -84,7 +84,7 @@ def write_prompts(
                     keys.write(key)
                     yield number, example.id, example.input, key, prompt, target
 
-    with run.screen.bar(f"{name}: prompts", None, "rows") as update:
+    with run.console.bar(f"{name}: prompts", None, "rows") as update:
         return save_rows(path, counted(rows(), update), PROMPTS)
 
 

@@ -58,4 +58,4 @@ def publish_student(run: Run, model: str) -> None:
         return {"address": card.push(Path(model), push.repo, push.private)}, {}
 
     address = run.stage("publish", "publish", {"repo": push.repo, "model": content_hash(Path(model))}, work)
-    run.screen.say(f"published: {address['address']}")
+    run.console.say(f"published: {address['address']}")

@@ -51,7 +51,7 @@ def read_rows(run: Run) -> Splits:
         counts = {}
         for name, source in given.items():
             examples = read_examples(source, bad, need_target=name != "unlabelled")
-            with run.screen.bar(f"data/{name}", source.limit, "rows") as update:
+            with run.console.bar(f"data/{name}", source.limit, "rows") as update:
                 counts[name] = save_examples(folder / f"{name}.parquet", counted(examples, update))
         rows = [{"file": b.file, "line": b.line, "reason": b.reason} for b in bad.rows]
         return {"rows": counts, "bad_rows": rows}, {"rows": sum(counts.values())}
@@ -79,9 +79,11 @@ def check_recipe(run: Run) -> None:
     for name in (*recipe.metrics, *recipe.student.training.dev_metrics):
         metrics.get(name)
     output_format(run)
-    back = recipe.method.back_check if isinstance(recipe.method, Mckd) else None
+    back = recipe.method.consistency_filter if isinstance(recipe.method, Mckd) else None
     if back and metrics.get(back.metric) and metrics.lower_is_better(back.metric):
-        raise RecipeError(f"method.back_check.metric: expected one of which more is better, found {back.metric}")
+        raise RecipeError(
+            f"method.consistency_filter.metric: expected one of which more is better, found {back.metric}"
+        )
     for side, field in ((recipe.teacher, "teacher"), (recipe.student, "student")):
         if isinstance(side.model, EndpointModel):
             continue
@@ -98,7 +100,7 @@ def check_recipe(run: Run) -> None:
 
 def output_format(run: Run) -> Format:
     """What the recipe's answers must look like."""
-    return get_format(run.recipe.answers.format, run.recipe.student.labels)
+    return get_format(run.recipe.pseudo_targets.format, run.recipe.student.labels)
 
 
 def environment() -> dict[str, Any]:

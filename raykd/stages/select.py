@@ -26,12 +26,12 @@ from raykd.stages.rows import json_lines, output_format
 
 
 def select_pseudo_targets(run: Run, given: Labelling, model: str, lineages: Sequence[Lineage]) -> list[list[Example]]:
-    """The teacher's pseudo-targets of its sources 0, 1, ..., each with its lineage, as the recipe's `answers` has it.
+    """The teacher's pseudo-targets of its sources 0, 1, ..., each with its lineage, by the recipe's rules for them.
 
-    Where every answer to an input is invalid, the teacher is asked again; then follow the vote, and the rule for what
+    Where every sample of an input is invalid, the teacher is asked again; then follow the vote, and the rule for what
     is invalid still. What is dropped is in the stage's dropped.jsonl.
     """
-    rule, side = run.recipe.answers, run.recipe.teacher
+    rule, side = run.recipe.pseudo_targets, run.recipe.teacher
     found = [given.answers(number, lineage) for number, lineage in enumerate(lineages)]
     if rule == PseudoTargetRules():
         return [sum(part, []) for part in found]
@@ -76,12 +76,12 @@ def select_relabelled(
 ) -> list[list[Example]]:
     """The new labels of each partition, of which `written` holds what each student wrote: voted, then by the rules.
 
-    `old` are the labels before, which the back check compares with.
+    `old` are the labels before, which the consistency filter compares with.
     """
     method = run.recipe.method
     assert isinstance(method, Mckd)
-    back, before = method.back_check, {e.input: e.target for part in old for e in part}
-    rule = run.recipe.answers.model_copy(update={"vote": False, "retries": 0})
+    back, before = method.consistency_filter, {e.input: e.target for part in old for e in part}
+    rule = run.recipe.pseudo_targets.model_copy(update={"vote": False, "retries": 0})
 
     def check(examples: list[Example]) -> tuple[list[Example], list[tuple[Example, str]]]:
         if back is None:

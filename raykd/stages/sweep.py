@@ -41,4 +41,4 @@ def search_space(
     """Run the trials of a space: `points`, or what a search that learns finds. Ray Tune keeps its own in a folder."""
     from raykd.cluster import tune
 
-    tune.search(trial, goals, space, points, folder, run.recipe, concurrent, run.screen)
+    tune.search(trial, goals, space, points, folder, run.recipe, concurrent, run.console)

@@ -49,31 +49,31 @@ class TrainingData:
     training: Training | None = None
     dev: list[Example] | None = None
     model: Model | None = None
-    weigh: str | None = None  # as recipe.Mckd.weigh
+    weighting: str | None = None  # as recipe.Mckd.weighting
     then: tuple[str, Callable[[str], Any]] | None = None
 
 
 def train_students(
-    run: Run, rows: Splits, lessons: dict[str, TrainingData], side: Teacher | Student | None = None
+    run: Run, rows: Splits, trainings: dict[str, TrainingData], side: Teacher | Student | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Train a fresh model on each lesson, all at the same time where capacity allows, else in turn.
+    """Train a fresh model on each training_data, all at the same time where capacity allows, else in turn.
 
     Returns by name what `training.train` found: the folder of the model, its best step, its dev loss.
     """
     shared = shared_tokenizer(run, rows)
     place = (1, 1)  # trainings at the same time, threads of each worker
-    after = [lesson.then[0] for lesson in lessons.values() if lesson.then]
-    if not all((run.path / name / MANIFEST).exists() for name in [*lessons, *after]):
+    after = [training_data.then[0] for training_data in trainings.values() if training_data.then]
+    if not all((run.path / name / MANIFEST).exists() for name in [*trainings, *after]):
         connect(run)
         from raykd.cluster.train import together
 
-        place = together(1 if run.fit else len(lessons), run.recipe.cluster)
+        place = together(1 if run.fit else len(trainings), run.recipe.cluster)
 
     with ThreadPoolExecutor(max(1, len(after))) as labellers, _passes(run, len(after)) as leave:
 
         def one(name: str) -> tuple[dict[str, Any], Future | None]:
-            trained = _train(run, rows, name, lessons[name], side or run.recipe.student, shared, place[1])
-            then = lessons[name].then
+            trained = _train(run, rows, name, trainings[name], side or run.recipe.student, shared, place[1])
+            then = trainings[name].then
             return trained, labellers.submit(begin, then[1], trained["model"]) if then else None
 
         def begin(then: Callable[[str], Any], model: str) -> None:
@@ -81,7 +81,7 @@ def train_students(
                 then(model)
 
         with ThreadPoolExecutor(place[0]) as pool:
-            found = dict(zip(lessons, pool.map(one, lessons), strict=True))
+            found = dict(zip(trainings, pool.map(one, trainings), strict=True))
         for _, labelled in found.values():
             if labelled:
                 labelled.result()
@@ -104,19 +104,19 @@ def _passes(run: Run, count: int) -> Iterator[BoundedSemaphore]:
 
 
 def _train(
-    run: Run, rows: Splits, name: str, lesson: TrainingData, side: Teacher | Student, shared: str, threads: int
+    run: Run, rows: Splits, name: str, training_data: TrainingData, side: Teacher | Student, shared: str, threads: int
 ) -> dict[str, Any]:
     from raykd.stages.fine_tune import fine_tuned_teacher
     from raykd.training.sources import FileSource
 
-    model, training = lesson.model or side.model, lesson.training or run.recipe.student.training
+    model, training = training_data.model or side.model, training_data.training or run.recipe.student.training
     assert not isinstance(model, EndpointModel)  # which the recipe sees to
     folder = shared if isinstance(model, FromConfig) else model.path
     teacher = fine_tuned_teacher(run, rows) if training.needs_teacher() else None
-    given = lesson.examples
+    given = training_data.examples
     if isinstance(given, list):
-        given = pseudo_targets.with_weights(given, lesson.weigh)
-    files = {"dev": lesson.dev} if lesson.dev else {}
+        given = pseudo_targets.with_weights(given, training_data.weighting)
+    files = {"dev": training_data.dev} if training_data.dev else {}
     files |= {"rows": given} if isinstance(given, list) else {}
     texts = {file: json_lines(_row(example) for example in examples) for file, examples in files.items()}
     marks = {
@@ -146,7 +146,7 @@ def _train(
             source=FileSource(str(stage / "rows.jsonl"))
             if isinstance(given, list)
             else tuple(one.source(training) for one in given),
-            dev=FileSource(str(stage / "dev.jsonl")) if lesson.dev else None,
+            dev=FileSource(str(stage / "dev.jsonl")) if training_data.dev else None,
             student=_reading(side, folder, side.task == "generation" and is_encoder_decoder(model)),
             teacher=_reading(run.recipe.teacher, teacher, is_encoder_decoder(model)) if teacher else None,
             folder=str(stage),
@@ -160,7 +160,7 @@ def _train(
         )
         workers = run.recipe.cluster.student
         await_resources(run, name, workers.resources, workers.bounds()[0])
-        with run.screen.bar(name, training.max_steps or _steps(training, given), "steps") as update:
+        with run.console.bar(name, training.max_steps or _steps(training, given), "steps") as update:
             result = (run.fit or fit)(job, run.recipe.cluster, update)
         stats = result.pop("stats")
         write_model_card(run, name, model, training, side, Path(result["model"]), stats)

@@ -45,8 +45,8 @@ class BatchLoader:
 
     def _work(self) -> None:
         try:
-            for found, targets, way, after in self.plan.from_(self.cursor):
-                batch = self.cutter.batch(found, targets, way, after)
+            for found, targets, epoch_progress, after in self.plan.from_(self.cursor):
+                batch = self.cutter.batch(found, targets, epoch_progress, after)
                 for micro in batch.micros:
                     self.prepare(micro)
                 if self._put(batch):

@@ -163,17 +163,21 @@ class _Counters:
 
     def __init__(self) -> None:
         self.step = self.tokens = self.examples = self.padded = self.real = self.best_step = self.worse = 0
-        self.way = self.judged_way = self.seconds = self.waited = 0.0
+        self.epoch_progress = self.judged_epoch_progress = self.seconds = self.waited = 0.0
         self.best_loss, self.best = math.inf, -math.inf
 
     def add(self, batch: GlobalBatch, seconds: float, waited: float) -> None:
         self.step, self.tokens, self.examples = self.step + 1, self.tokens + batch.tokens, self.examples + batch.rows
         self.padded, self.real = self.padded + batch.padded, self.real + batch.real
-        self.way, self.seconds, self.waited = batch.way, self.seconds + seconds, self.waited + waited
+        self.epoch_progress, self.seconds, self.waited = (
+            batch.epoch_progress,
+            self.seconds + seconds,
+            self.waited + waited,
+        )
 
     def numbers(self) -> dict[str, float]:
         rate = self.tokens / max(self.seconds, 1e-9)
-        counts = {"epoch": self.way, "examples": self.examples, "tokens": self.tokens}
+        counts = {"epoch": self.epoch_progress, "examples": self.examples, "tokens": self.tokens}
         return {**counts, "seconds": self.seconds, "tokens_per_second": rate}
 
     def load(self, held: dict[str, Any]) -> list[int]:
@@ -206,7 +210,7 @@ class TrainingRun:
         """From 0 to 1."""
         if self.total:
             return self.counters.step / self.total
-        return self.counters.way / (self.settings.epochs or 1)
+        return self.counters.epoch_progress / (self.settings.epochs or 1)
 
     def stopped(self) -> str | None:
         """Why the training is over."""
@@ -220,7 +224,9 @@ class TrainingRun:
         if self.settings.evaluate_unit == "steps":
             due = self.counters.step % int(every) == 0
         else:
-            due = math.floor(self.counters.way / every + 1e-9) > math.floor(self.counters.judged_way / every + 1e-9)
+            due = math.floor(self.counters.epoch_progress / every + 1e-9) > math.floor(
+                self.counters.judged_epoch_progress / every + 1e-9
+            )
         return due or self.progress() >= 1
 
     def step(self, batch: GlobalBatch) -> dict[str, float]:
@@ -274,7 +280,7 @@ class TrainingRun:
                 teacher=side,
                 weights_N=weights,
                 denominators=denominators,
-                easy_N=easy,
+                easy_mask_N=easy,
             )
 
     def _denominators(self, batch: GlobalBatch, sides: list[Side | None]) -> tuple[list[Any], dict[str, float]]:
@@ -337,7 +343,7 @@ class TrainingRun:
             counters.best, counters.best_loss, counters.best_step, counters.worse = score, loss, counters.step, 0
         else:
             counters.worse += 1
-        counters.judged_way = counters.way
+        counters.judged_epoch_progress = counters.epoch_progress
         return found
 
     @torch.no_grad()

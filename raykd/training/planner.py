@@ -88,13 +88,13 @@ class BatchPlan:
         return sum(chunk.rows for chunk in self.chunks) - len(self.held)
 
     def from_(self, cursor: Cursor) -> Iterator[tuple[EncodedDataset, np.ndarray, float, Cursor]]:
-        """(set, its targets, way, next cursor) of each global batch."""
+        """(set, its targets, epoch_progress, next cursor) of each global batch."""
         while True:
             found, planned = self._planned(cursor)
             windows = self.windows if self._window(cursor) else 1
             assert windows is not None
             for at in range(cursor.at, len(planned)):
-                way = cursor.epoch + (cursor.window + (at + 1) / len(planned)) / windows
+                epoch_progress = cursor.epoch + (cursor.window + (at + 1) / len(planned)) / windows
                 done = at + 1 == len(planned)
                 if not done:
                     after = cursor._replace(at=at + 1)
@@ -102,7 +102,7 @@ class BatchPlan:
                     after = Cursor(cursor.epoch, cursor.window + 1)
                 else:
                     after = Cursor(cursor.epoch + 1)
-                yield found, planned[at], way, after
+                yield found, planned[at], epoch_progress, after
             cursor = (
                 Cursor(cursor.epoch, cursor.window + 1) if cursor.window + 1 < windows else Cursor(cursor.epoch + 1)
             )

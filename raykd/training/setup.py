@@ -65,7 +65,10 @@ def shared_vocab(job: TrainingSpec, tokenizer: Any) -> int | None:
     if job.teacher is None:
         raise ModelError(f"{job.name}: {_needy(job.training)} needs a teacher, and these rows have none")
     if job.student.task != "generation":
-        if tokenizer_mark(job.tokenizer) != tokenizer_mark(job.teacher.tokenizer) and job.student.task == "span":
+        if (
+            tokenizer_mark(job.tokenizer) != tokenizer_mark(job.teacher.tokenizer)
+            and job.student.task == "extractive_qa"
+        ):
             raise ModelError(f"{job.name}: spans are places in a prompt: student and teacher need the same tokenizer")
         return None
     return shared_vocab_size(tokenizer, load_tokenizer(job.teacher.tokenizer))
@@ -144,7 +147,7 @@ def teacher_source(
         return InProcessTeacher(job.teacher, settings.teacher.dtype, device, columns)
     if not isinstance(settings.teacher, StoredOutputs):
         if scorer is None:
-            raise TrainingError(f"{job.name}: training.teacher: kind actors needs a cluster")
+            raise TrainingError(f"{job.name}: training.teacher: kind remote needs a cluster")
         return RemoteTeacher(scorer, settings.teacher.tail, device)
     payload = None if isinstance(job.source, FileSource) else job.source[0].payload
     if payload is None or payload.kind == "text":

@@ -44,7 +44,7 @@ class GlobalBatch:
 
     tokens  target tokens of all workers; rows  of all workers; padded, real  tokens of both sides, of all workers
     weight  what tokens, or sequences, of all workers count for together: what a term is divided by
-    way     epochs that are over after this batch; next  the cursor after it
+    epoch_progress     epochs that are over after this batch; next  the cursor after it
     """
 
     found: EncodedDataset
@@ -55,7 +55,7 @@ class GlobalBatch:
     weight: float
     padded: int
     real: int
-    way: float
+    epoch_progress: float
     next: Cursor
 
 
@@ -74,7 +74,7 @@ class BatchSharder:
     teacher_pad: int | None = None
     equal: bool = False
 
-    def batch(self, found: EncodedDataset, targets: np.ndarray, way: float, after: Cursor) -> GlobalBatch:
+    def batch(self, found: EncodedDataset, targets: np.ndarray, epoch_progress: float, after: Cursor) -> GlobalBatch:
         lengths = self.lengths.of(found, targets)
         budget = self.training.micro_batch_tokens
         cuts = [
@@ -88,7 +88,7 @@ class BatchSharder:
         sizes, weights = found.target_lengths[targets], found.weights[targets].astype(np.float64)
         weight = float((weights * sizes if self.training.reduction == "tokens" else weights).sum())
         counts = int(sizes.sum()), len(targets), weight, padded, int(lengths.sum())
-        return GlobalBatch(found, targets, micros, *counts, way, after)
+        return GlobalBatch(found, targets, micros, *counts, epoch_progress, after)
 
     def micro(self, found: EncodedDataset, targets: np.ndarray, silent: bool = False) -> MicroBatch:
         rows = found.row_of[targets]

@@ -51,8 +51,8 @@ class Student(nn.Module):
 
         labels_BT, by task: generation, target tokens aligned with the logits, see `batches.collate`; classification,
         (B, 1) classes; span, (B, 2) first and last token of the answer; regression, (B, 1) numbers. K labels are not
-        IGNORE, and what is given and comes back for each (teacher, weights_N, easy_N, values) has these K alone, row
-        by row. inputs are what the model takes; input_ids and attention_mask are among them.
+        IGNORE, and what is given and comes back for each (teacher, weights_N, easy_mask_N, values) has these K alone,
+        row by row. inputs are what the model takes; input_ids and attention_mask are among them.
         """
         counted_BT = labels_BT != IGNORE
         labels_K, side = labels_BT[counted_BT], self.logits(inputs, labels_BT)
@@ -60,7 +60,7 @@ class Student(nn.Module):
         if self.task == "regression":
             assert isinstance(side, Logits)
             return number_losses(losses, side.values_NV.squeeze(1), labels_K, **given)
-        if self.task == "span" and isinstance(given.get("teacher"), torch.Tensor | Logits):
+        if self.task == "extractive_qa" and isinstance(given.get("teacher"), torch.Tensor | Logits):
             given["teacher"] = _within(given["teacher"], _readable(inputs, counted_BT))
         return token_losses(losses, side, labels_K, columns=self.columns, **given)
 
@@ -74,7 +74,7 @@ class Student(nn.Module):
         if self.task == "generation":
             return self._head_logits(inputs, labels_BT, counted_BT)
         found = self.model(**inputs)
-        if self.task != "span":
+        if self.task != "extractive_qa":
             return Logits(found.logits[counted_BT.squeeze(1)])
         ends_B2S = torch.stack([found.start_logits, found.end_logits], 1)
         return _within(Logits(ends_B2S[counted_BT]), _readable(inputs, counted_BT))

@@ -5,7 +5,7 @@
     <folder>/trackers.json    {tracker: run id}, so that a resumed training continues the runs it began
     <folder>/wandb/           what W&B keeps, all of it where its mode is offline
 
-`log.jsonl` is the record; the others are copies. What goes wrong with a copy costs one line on the screen.
+`log.jsonl` is the record; the others are copies. What goes wrong with a copy costs one line on the console.
 """
 
 from __future__ import annotations

@@ -20,7 +20,12 @@ def ran(folder: Path, tiny_models, method: dict, **changes) -> Path:
     teacher = {"model": {"kind": "checkpoint", "path": str(tiny_models["llama"])}, "prompt": "{input} =>"}
     teacher |= {"engine": {"kind": "scripted", "function": "answers:careless"}, "sampling": {"max_tokens": 10}}
     changes = {"arms": {}, "student__training": FEW, "teacher": teacher, **changes}
-    changes = {"data__gold": None, "metrics": ["exact_match"], "answers": {"format": "answers:CAPITALS"}, **changes}
+    changes = {
+        "data__gold": None,
+        "metrics": ["exact_match"],
+        "pseudo_targets": {"format": "answers:CAPITALS"},
+        **changes,
+    }
     done = raykd("run", str(recipe(folder, method={"kind": "mckd", **method}, **changes)))
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "runs" / "small"
@@ -55,10 +60,10 @@ def test_votes_retries_rules_and_weights(tmp_path, tiny_models):
         tiny_models,
         {
             **{"partitions": 3, "shares": [1, 1, 2], "relabel": "vote", "gold": True},
-            **{"back_check": {"metric": "chrf", "at_least": -1}, "weigh": "agreement"},
+            **{"consistency_filter": {"metric": "chrf", "at_least": -1}, "weighting": "agreement"},
         },
         teacher__sampling={"max_tokens": 10, "n": 3, "temperature": 0.7},
-        answers={"format": "answers:CAPITALS", "vote": True, "retries": 1, "invalid": "repair"},
+        pseudo_targets={"format": "answers:CAPITALS", "vote": True, "retries": 1, "invalid": "repair"},
         data__gold=gold,
     )
     chosen = json.loads((run / "teacher/chosen/manifest.json").read_text())
@@ -104,7 +109,7 @@ def test_lost_workers_and_actors_lose_nothing(tmp_path, tiny_models):
         teacher__prompt=f"{{input}} {tmp_path}/died",
         teacher__shard_rows=32,
         student__training={**FEW, "max_steps": 60, "evaluate_every": 20, "losses": {"dying:once": {}}},
-        answers={},
+        pseudo_targets={},
     )
     assert dying.FLAG.exists() and (tmp_path / "died").exists()
     nobody_labels_what_it_was_taught(run, rounds=1, partitions=2, each=1)
@@ -135,7 +140,7 @@ def test_students_tell_each_other_their_most_likely_tokens(tmp_path, tiny_models
         {"stages": 3, "exchange": "top_k"},
         student={**student, "sampling": {"max_tokens": 10}},
         teacher__engine={"kind": "transformers"},
-        answers={},
+        pseudo_targets={},
         arms={"distilled": True},
         tokenizer={"kind": "pretrained", "path": str(tiny_models["llama"])},
     )

@@ -1,4 +1,4 @@
-"""Votes, rules, back checks and weights, before a student learns anything."""
+"""Votes, rules, consistency filters and weights, before a student learns anything."""
 
 import math
 from dataclasses import replace
@@ -59,7 +59,7 @@ def test_a_missing_answer_is_judged_as_an_empty_one():
     assert pseudo_targets.filtered_by_format([said(None)], form, "repair").kept[0].target == "play it"
 
 
-def test_a_back_check_scores_against_the_label_before():
+def test_a_consistency_filter_scores_against_the_label_before():
     before = {"play it": RIGHT}
     found = pseudo_targets.with_agreement(
         [said(RIGHT), said("play O it B-album"), replace(said("z"), input="new")],
@@ -95,19 +95,19 @@ def mckd(tmp_path):
         text = RECIPE.format(output=tmp_path / "runs", bad=0)
         (tmp_path / "recipe.yaml").write_text(text)
         method = "method={kind: mckd, partitions: 3, relabel: vote}"
-        return Run(load_recipe(tmp_path / "recipe.yaml", [method, "answers.format=slots", *overrides]))
+        return Run(load_recipe(tmp_path / "recipe.yaml", [method, "pseudo_targets.format=slots", *overrides]))
 
     return made
 
 
 def test_students_vote_for_what_is_of_the_form(mckd):
     by = [[said(WRONG, "a", -0.1)], [said(RIGHT, "b", -0.2)]]
-    (labels,) = select_relabelled(mckd("answers.invalid=drop"), "labels", [by], [[]])
+    (labels,) = select_relabelled(mckd("pseudo_targets.invalid=drop"), "labels", [by], [[]])
     assert [e.target for e in labels] == [RIGHT]
 
 
-def test_a_back_check_drops_nothing_that_it_could_not_check(mckd):
-    back = "method.back_check={metric: exact_match, at_least: 60}"
+def test_a_consistency_filter_drops_nothing_that_it_could_not_check(mckd):
+    back = "method.consistency_filter={metric: exact_match, at_least: 60}"
     by = [
         [replace(said(target, writer), id=id, input=text) for id, text in (("1", "play it"), ("2", "new"))]
         for writer, target in (("a", RIGHT), ("b", "play O it O"))
@@ -119,7 +119,7 @@ def test_a_back_check_drops_nothing_that_it_could_not_check(mckd):
 
 def test_where_nothing_is_left_a_line_says_why(mckd):
     with pytest.raises(DataError, match="nothing is left of the 1 pseudo-targets of part 1; the last reason: 1 words"):
-        select_relabelled(mckd("answers.invalid=drop"), "labels", [[[said(RIGHT)]], [[said(WRONG)]]], [[], []])
+        select_relabelled(mckd("pseudo_targets.invalid=drop"), "labels", [[[said(RIGHT)]], [[said(WRONG)]]], [[], []])
 
 
 def test_no_gold_is_learnt_of_inputs_that_are_to_be_labelled(mckd, tmp_path):
@@ -127,5 +127,8 @@ def test_no_gold_is_learnt_of_inputs_that_are_to_be_labelled(mckd, tmp_path):
     rows: Any = SimpleNamespace(gold=[Example("g1", "play it", RIGHT), Example("g2", "play that", "play O that O")])
     save_examples(tmp_path / "part.parquet", [Example("1", "play it")])
     pseudo = [replace(said(RIGHT), input="other")]
-    assert pipelines.mckd.lesson(run, rows, pseudo, [tmp_path / "part.parquet"]).examples == [*pseudo, rows.gold[1]]
-    assert pipelines.mckd.lesson(run, rows, pseudo).examples == [*pseudo, *rows.gold]  # the final student's
+    assert pipelines.mckd.training_data(run, rows, pseudo, [tmp_path / "part.parquet"]).examples == [
+        *pseudo,
+        rows.gold[1],
+    ]
+    assert pipelines.mckd.training_data(run, rows, pseudo).examples == [*pseudo, *rows.gold]  # the final student's

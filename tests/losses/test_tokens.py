@@ -117,7 +117,7 @@ def test_atkd_groups_may_be_those_of_the_global_batch():
     easy[labels != IGNORE] = divergences.easy_tokens(uncertain[labels != IGNORE])
     counts = {name: term.denominator for name, term in whole.terms.items()}
     halves = [
-        total("atkd", student[half], labels[half], teacher[half], easy_N=easy[half], denominators=counts).total
+        total("atkd", student[half], labels[half], teacher[half], easy_mask_N=easy[half], denominators=counts).total
         for half in (slice(0, 5), slice(5, 12))
     ]
     assert sum(halves).item() == pytest.approx(whole.total.item(), rel=1e-12)

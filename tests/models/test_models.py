@@ -48,7 +48,7 @@ def test_a_model_has_the_head_of_its_task(kind, shared_tokenizer):
         assert model.config.pad_token_id == tokenizer.pad_token_id
         kinds = {"classification": "single_label_classification", "regression": "regression"}
         assert model.config.problem_type == kinds[task]
-    span = load_model(from_config(kind), tokenizer, "span")(input_ids=ids)
+    span = load_model(from_config(kind), tokenizer, "extractive_qa")(input_ids=ids)
     assert span.start_logits.shape == span.end_logits.shape == (2, 4)
 
 
@@ -59,7 +59,7 @@ def test_a_pretrained_encoder_gets_a_head_and_keeps_its_body_cut_or_whole(shared
     body.save_pretrained(tmp_path)
     for spec, last in (
         (Checkpoint(kind="checkpoint", path=str(tmp_path)), 2),
-        (Pruned(kind="cut", path=str(tmp_path), layers=[0, 2]), 1),
+        (Pruned(kind="pruned", path=str(tmp_path), layers=[0, 2]), 1),
     ):
         made = load_model(spec, tokenizer, "classification", ["no", "yes"])
         assert made.config.label2id == {"no": 0, "yes": 1} and made.classifier.weight.shape == (2, 16)
@@ -82,8 +82,8 @@ def test_a_trained_classifier_keeps_the_order_of_its_classes(shared_tokenizer, t
 
 
 def test_a_task_that_an_architecture_has_no_head_for(shared_tokenizer):
-    with pytest.raises(ModelError, match="transformers has no gemma2 model for the task span"):
-        load_model(from_config("gemma2"), load_tokenizer(shared_tokenizer), "span")
+    with pytest.raises(ModelError, match="transformers has no gemma2 model for the task extractive_qa"):
+        load_model(from_config("gemma2"), load_tokenizer(shared_tokenizer), "extractive_qa")
 
 
 def test_a_model_that_does_not_write_needs_no_end_of_sequence(tmp_path):

@@ -65,7 +65,7 @@ def load(kind, spec, tokenizer):
 
 def cut_of(folders, kind, kept, decoder=None):
     sides = {"encoder_layers": kept, "decoder_layers": decoder or kept} if kind in TWO_SIDED else {"layers": kept}
-    return Pruned(kind="cut", path=str(folders[kind]), **sides)
+    return Pruned(kind="pruned", path=str(folders[kind]), **sides)
 
 
 def loaded(folders, kind, spec=None):
@@ -156,7 +156,7 @@ def test_the_generation_settings_of_the_larger_model_stay(folders, tmp_path):
     model = loaded(folders, "llama")
     model.generation_config.repetition_penalty = 1.25
     model.save_pretrained(tmp_path)
-    spec = Pruned(kind="cut", path=str(tmp_path), layers=[1])
+    spec = Pruned(kind="pruned", path=str(tmp_path), layers=[1])
     assert load_model(spec, load_tokenizer(folders["llama"])).generation_config.repetition_penalty == 1.25
 
 
@@ -170,7 +170,7 @@ def test_the_generation_settings_of_the_larger_model_stay(folders, tmp_path):
     ],
 )
 def test_layers_that_are_not_there_are_refused(folders, kind, fields, words):
-    spec = Pruned(kind="cut", path=str(folders[kind]), **fields)
+    spec = Pruned(kind="pruned", path=str(folders[kind]), **fields)
     for refused in (check_model, parameter_count, lambda spec: loaded(folders, kind, spec)):
         with pytest.raises(ModelError, match=words) as error:
             refused(spec)
@@ -178,7 +178,7 @@ def test_layers_that_are_not_there_are_refused(folders, kind, fields, words):
 
 
 def test_one_side_may_stay_whole(folders):
-    made = loaded(folders, "bart", Pruned(kind="cut", path=str(folders["bart"]), decoder_layers=[0]))
+    made = loaded(folders, "bart", Pruned(kind="pruned", path=str(folders["bart"]), decoder_layers=[0]))
     assert (made.config.encoder_layers, made.config.decoder_layers) == (3, 1)
 
 
@@ -189,19 +189,19 @@ def test_models_that_share_their_layers_cannot_be_cut(folders, tmp_path):
         FromConfig(kind="config", model_type="albert", settings=settings), tokenizer, "regression"
     ).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="does not hold its 3 layers in one list, so none can be cut"):
-        load_model(Pruned(kind="cut", path=str(tmp_path), layers=[0]), tokenizer, "regression")
+        load_model(Pruned(kind="pruned", path=str(tmp_path), layers=[0]), tokenizer, "regression")
 
 
 def test_attention_that_knows_its_layers_number_is_not_renumbered(folders, tmp_path):
     tokenizer = load_tokenizer(folders["gpt2"])
     settings = {**MODELS["gpt2"], "scale_attn_by_inverse_layer_idx": True}
     load_model(FromConfig(kind="config", model_type="gpt2", settings=settings), tokenizer).save_pretrained(tmp_path)
-    load_model(Pruned(kind="cut", path=str(tmp_path), layers=[0, 1]), tokenizer)
+    load_model(Pruned(kind="pruned", path=str(tmp_path), layers=[0, 1]), tokenizer)
     with pytest.raises(ModelError, match="divides attention by a layer's number"):
-        load_model(Pruned(kind="cut", path=str(tmp_path), layers=[0, 2]), tokenizer)
+        load_model(Pruned(kind="pruned", path=str(tmp_path), layers=[0, 2]), tokenizer)
 
 
 def test_the_report_names_what_was_kept():
-    assert _model(Pruned(kind="cut", path="big", layers=[0, 2])) == "layers 0, 2 of big"
-    both = Pruned(kind="cut", path="big", encoder_layers=[0], decoder_layers=[1, 2])
+    assert _model(Pruned(kind="pruned", path="big", layers=[0, 2])) == "layers 0, 2 of big"
+    both = Pruned(kind="pruned", path="big", encoder_layers=[0], decoder_layers=[1, 2])
     assert _model(both) == "encoder layers 0 and decoder layers 1, 2 of big"

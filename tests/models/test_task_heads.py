@@ -33,7 +33,7 @@ def rows(task, count=600):
         target = {
             "classification": LABELS[int(letters[0] in LETTERS[4:])],
             "regression": str(letters.count("a") / len(letters)),
-            "span": f"c {letters[letters.index('c') + 1]}",
+            "extractive_qa": f"c {letters[letters.index('c') + 1]}",
         }[task]
         found.append({"id": str(number), "input": text, "target": target})
     return found
@@ -60,7 +60,7 @@ def job(folder, tokenizer, task, lines=None, **changes):
     )
 
 
-@pytest.mark.parametrize("task", ["classification", "regression", "span"])
+@pytest.mark.parametrize("task", ["classification", "regression", "extractive_qa"])
 def test_a_head_is_learnt_served_and_distilled(tmp_path, shared_tokenizer, task):
     reports = []
     task_job = job(tmp_path / "teacher", shared_tokenizer, task)
@@ -74,7 +74,9 @@ def test_a_head_is_learnt_served_and_distilled(tmp_path, shared_tokenizer, task)
     fresh = rows(task, 700)[600:]
     said = [answer[0] for answer in engine.generate([row["input"] for row in fresh])]
     answers = [answer.text for answer in said]
-    assert {len(answer.logprobs) for answer in said} == {{"classification": 1, "regression": 0, "span": 2}[task]}
+    assert {len(answer.logprobs) for answer in said} == {
+        {"classification": 1, "regression": 0, "extractive_qa": 2}[task]
+    }
     kept = shard_table([bytes([at] * 16) for at in range(100)], range(1), [[a] for a in said], TextPayload(kind="text"))
     assert payloads.faults(kept) == []
     assert all((answer.logprobs <= 0).all() for answer in said)
@@ -107,7 +109,7 @@ def test_a_head_is_learnt_served_and_distilled(tmp_path, shared_tokenizer, task)
     [
         ("classification", "later", "'later' is none of the labels early, late"),
         ("regression", "much", "'much' is no number"),
-        ("span", "z", "'z' is no part of the input"),
+        ("extractive_qa", "z", "'z' is no part of the input"),
     ],
 )
 def test_a_target_that_no_head_can_say_is_a_bad_row(tmp_path, shared_tokenizer, task, target, words):

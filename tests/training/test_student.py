@@ -223,7 +223,7 @@ ENCODER |= {"vocab_size": 37, "pad_token_id": 0, "hidden_dropout_prob": 0.0, "at
 HEADS = {
     "classification": {"num_labels": 4, "problem_type": "single_label_classification"},
     "regression": {"num_labels": 1, "problem_type": "regression"},
-    "span": {},
+    "extractive_qa": {},
 }
 READERS = {
     "bert": ENCODER,
@@ -234,7 +234,7 @@ READERS = {
 
 def reader(task, kind="bert", seed=0):
     torch.manual_seed(seed)
-    family = AutoModelForQuestionAnswering if task == "span" else AutoModelForSequenceClassification
+    family = AutoModelForQuestionAnswering if task == "extractive_qa" else AutoModelForSequenceClassification
     model = family.from_config(AutoConfig.for_model(kind, **READERS[kind], **HEADS[task])).double().eval()
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.3)
@@ -254,14 +254,14 @@ def sizes(*lengths, width=None):
 LABELS = {
     "classification": torch.tensor([[3], [0], [1]]),
     "regression": torch.tensor([[0.5], [-2.0], [1.5]], dtype=torch.float64),
-    "span": torch.tensor([[1, 3], [0, 0], [2, 4]]),
+    "extractive_qa": torch.tensor([[1, 3], [0, 0], [2, 4]]),
 }
-LOSS = {"classification": "cross_entropy", "regression": "mse", "span": "cross_entropy"}
+LOSS = {"classification": "cross_entropy", "regression": "mse", "extractive_qa": "cross_entropy"}
 
 
 def own_loss(model, task, inputs, labels):
     """What transformers makes of a batch."""
-    if task == "span":
+    if task == "extractive_qa":
         return model(**inputs, start_positions=labels[:, 0], end_positions=labels[:, 1]).loss
     return model(**inputs, labels=labels.squeeze(1)).loss
 
@@ -317,21 +317,21 @@ def test_classes_are_taught_by_a_teachers_logits():
     model, inputs, labels = reader("classification"), sizes(5, 3, 7), LABELS["classification"]
     teacher = torch.randn(3, 4, dtype=torch.float64)
     student = Student(model, task="classification")
-    found = student(inputs, labels, [TokenLoss("forward_kl", temperature=2.0)], teacher=teacher, easy_N=None)
+    found = student(inputs, labels, [TokenLoss("forward_kl", temperature=2.0)], teacher=teacher, easy_mask_N=None)
     log_s, t = (model(**inputs).logits / 2).log_softmax(1), (teacher / 2).softmax(1)
     assert found.total.item() == pytest.approx(4 * (t * (t.log() - log_s)).sum(1).mean().item())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_loss_on_spans_is_as_if_there_were_no_padding(kind):
-    model, teacher = reader("span"), reader("span", seed=1)
+    model, teacher = reader("extractive_qa"), reader("extractive_qa", seed=1)
     inputs, labels = sizes(5, 3, 7, width=9), torch.tensor([[1, 3], [0, 2], [4, 6]])
-    student, losses = Student(model, task="span"), [TokenLoss(kind, temperature=2.0, hard_share=0.5)]
+    student, losses = Student(model, task="extractive_qa"), [TokenLoss(kind, temperature=2.0, hard_share=0.5)]
     with torch.no_grad():
-        side = Student(teacher, task="span").logits(inputs, labels)
+        side = Student(teacher, task="extractive_qa").logits(inputs, labels)
     assert side.values_NV.min() == LEAST
     easy = torch.tensor([True, False, True, True, False, False])
-    found = student(inputs, labels, losses, teacher=side, easy_N=easy)
+    found = student(inputs, labels, losses, teacher=side, easy_mask_N=easy)
     found.total.backward()
     got = gradients(model)
     model.zero_grad()
@@ -345,7 +345,7 @@ def test_every_loss_on_spans_is_as_if_there_were_no_padding(kind):
             labels[row : row + 1],
             losses,
             teacher=side.values_NV[here, :length],
-            easy_N=easy[here],
+            easy_mask_N=easy[here],
             denominators=counts,
         )
         its.total.backward()
@@ -357,11 +357,11 @@ def test_every_loss_on_spans_is_as_if_there_were_no_padding(kind):
 
 
 def test_a_spans_teacher_may_be_infinite_at_padding():
-    model, inputs, labels = reader("span"), sizes(5, 3, width=6), LABELS["span"][:2].clamp(max=2)
+    model, inputs, labels = reader("extractive_qa"), sizes(5, 3, width=6), LABELS["extractive_qa"][:2].clamp(max=2)
     teacher = torch.randn(4, 6, dtype=torch.float64)
     there = inputs["attention_mask"].bool().repeat_interleave(2, 0)
     losses = [TokenLoss("forward_kl"), TokenLoss("reverse_kl"), TokenLoss("cross_entropy")]
-    student = Student(model, task="span")
+    student = Student(model, task="extractive_qa")
     one = student(inputs, labels, losses, teacher=teacher.masked_fill(~there, -torch.inf))
     other = student(inputs, labels, losses, teacher=teacher)
     assert one.total.isfinite() and one.total == other.total
@@ -404,5 +404,5 @@ def test_sides_of_different_sizes_are_refused():
     inputs, labels = batch()
     with pytest.raises(ValueError, match=r"the teacher's side has 35 positions, the labels have \d\d$"):
         Student(build("llama tied"))(inputs, labels, LOSSES, teacher=torch.zeros(35, 37))
-    with pytest.raises(ValueError, match="columns are tokens to be produced, and the task is span"):
-        Student(reader("span"), columns=3, task="span")
+    with pytest.raises(ValueError, match="columns are tokens to be produced, and the task is extractive_qa"):
+        Student(reader("extractive_qa"), columns=3, task="extractive_qa")

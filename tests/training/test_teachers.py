@@ -158,11 +158,11 @@ class Scorer:
 
 def test_a_scorer_teaches_as_well(tmp_path, shared_tokenizer, tiny_models, answered):
     teacher, found = tiny_models["llama"], []
-    for side in ("actors", "in_process"):
+    for side in ("remote", "in_process"):
         own, where = tmp_path / side, {"kind": side, "dtype": "float32"}
         losses = {"forward_kl": {"temperature": 2.0}, "dkd": {}}
         task = job(own, shared_tokenizer, teacher, stored(own, answered, "text"), losses=losses, teacher=where)
-        scorer = Scorer(teacher, 20, 100) if side == "actors" else None
+        scorer = Scorer(teacher, 20, 100) if side == "remote" else None
         train(task, lambda metrics, folder: None, scorer=scorer)
         found.append([line["dev_loss"] for line in log(task) if "dev_loss" in line])
     assert found[0] == pytest.approx(found[1], rel=1e-5) and any(found[0])

@@ -70,17 +70,19 @@ def get_format(name: str, labels: Sequence[str] | None = None) -> Format:
     """
     if name == "labels":
         if not labels:
-            raise RecipeError("answers.format: labels are those of student.labels, which the recipe does not give")
+            raise RecipeError(
+                "pseudo_targets.format: labels are those of student.labels, which the recipe does not give"
+            )
         return of_labels(labels)
     module, colon, attribute = FORMATS.get(name, name).partition(":")
     if not colon:
         near = difflib.get_close_matches(name, [*FORMATS, "labels"], n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(FORMATS)}, labels, or module:name"
-        raise RecipeError(f"answers.format: unknown format {name!r}; {hint}")
+        raise RecipeError(f"pseudo_targets.format: unknown format {name!r}; {hint}")
     try:
         found = getattr(importlib.import_module(module), attribute, None)
     except (ImportError, ValueError) as error:  # ValueError: an empty module name
-        raise RecipeError(f"answers.format: {name}: {error}") from None
+        raise RecipeError(f"pseudo_targets.format: {name}: {error}") from None
     if not isinstance(found, Format):
-        raise RecipeError(f"answers.format: {name}: {module} has no Format of that name")
+        raise RecipeError(f"pseudo_targets.format: {name}: {module} has no Format of that name")
     return found
