@@ -128,7 +128,7 @@ def nan_loss(student_NV, at_N):
 
 def test_a_users_own_loss_is_used(tmp_path, shared_tokenizer):
     with pytest.raises(TrainingError, match="the loss is nan"):
-        train(job(tmp_path, shared_tokenizer, losses={"test_training:nan_loss": {}}), lambda m, f: None)
+        train(job(tmp_path, shared_tokenizer, losses={"test_loop:nan_loss": {}}), lambda m, f: None)
 
 
 def test_rows_that_are_too_long_are_bad_rows(tmp_path, shared_tokenizer):
