@@ -34,8 +34,8 @@ from raykd.recipe.space import Point, Space
 from raykd.report.gather import LAST, log_lines
 from raykd.report.sweep import SEARCHED, TRIAL, write_sweep_report
 from raykd.run.files import write_json
-from raykd.run.folder import Run
 from raykd.run.manifests import manifests
+from raykd.run.session import Session
 from raykd.stages.rows import read_rows
 from raykd.stages.sweep import search_space, trial_trainer, trials_at_once
 
@@ -67,14 +67,14 @@ def run(recipe: Recipe, searched: Space, console: Console) -> dict[str, Any]:
     _begin(folder, recipe, searched, goals)
     with ExitStack() as kept:
         kept.enter_context(console.quiet(folder / "driver.log"))
-        teacher = kept.enter_context(Run(asking, console, folder / "teacher"))
+        teacher = kept.enter_context(Session(asking, console, folder / "teacher"))
         concurrent, threads = trials_at_once(teacher, searched.search.concurrent)
         own = {"cluster.student.threads": threads}  # the best recipe says it too: another number gives another student
         sweep = Sweep(folder.absolute(), changed_recipe(recipe, own, ""), searched, goals)
-        teacher.recipe = changed_recipe(teacher.recipe, own, "")
+        teacher = teacher.with_recipe(changed_recipe(teacher.recipe, own, ""))
         METHODS[recipe.method.kind].teacher(teacher, read_rows(teacher))
         if recipe.arms.gold_only:
-            control = kept.enter_context(Run(sweep.recipe, console, folder / "control", teacher.path))
+            control = kept.enter_context(Session(sweep.recipe, console, folder / "control", teacher.path))
             distill.control(control)
         else:
             console.say("no control arm: arms.gold_only gives no rows for it")
@@ -112,9 +112,9 @@ def trial(sweep: Sweep, name: str, point: Point, send: Report, resume: Path | No
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "trial.log", "a", buffering=1, encoding="utf-8") as console.out:
         try:
-            with Run(recipe, console, _run_folder(folder, recipe), sweep.folder / "teacher") as made:
-                goal = LAST[recipe.method.kind]
-                made.fit = trial_trainer(goal, send, resume)
+            goal = LAST[recipe.method.kind]
+            fit = trial_trainer(goal, send, resume)
+            with Session(recipe, console, _run_folder(folder, recipe), sweep.folder / "teacher", fit) as made:
                 METHODS[recipe.method.kind].run(made, alone=True)
             metrics = _metrics(made.path, goal, [metric for metric, _ in sweep.goals])
             result = {"point": point, "run": str(made.path), "metrics": metrics}

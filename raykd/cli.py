@@ -114,7 +114,7 @@ def _label(options: argparse.Namespace) -> int:
 
 
 def _left_out(run: Any) -> int:
-    count = run.left_out()
+    count = run.folder.left_out()
     if count:
         run.console.say(f"{count} bad rows were left out, as data.max_bad_rows allows: {run.path / 'bad_rows.jsonl'}")
     return 0
@@ -124,11 +124,11 @@ def _execute(options: argparse.Namespace, work: Callable[[Any, Any], Any]) -> tu
     """A run of the recipe, and what `work(pipeline, run)` made of it."""
     recipe = _runnable(options)
     from raykd.console import Console
-    from raykd.run.folder import Run
+    from raykd.run.session import Session
 
     pipeline = importlib.import_module(PIPELINES[recipe.method.kind])
     console = Console(options.verbose)
-    run = Run(recipe, console)
+    run = Session(recipe, console)
     with console.quiet(run.path / "logs" / "driver.log"), run:
         return run, work(pipeline, run)
 
@@ -169,11 +169,11 @@ def _tune(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from raykd.report.sweep import SEARCHED, write_sweep_report
     from raykd.run import remote
-    from raykd.run.folder import bring
+    from raykd.run.folder import fetch_run
 
     folder = remote.folder(options.run)
     if remote.url(folder):
-        bring(folder)
+        fetch_run(folder)
     if (folder / SEARCHED).exists():
         _report_on_sweep(write_sweep_report(folder), folder)
     else:

@@ -1,15 +1,4 @@
-"""A run folder: the whole state of a run.
-
-    <output>/<name>/
-        recipe.yaml               the resolved recipe; running it is the same run
-        bad_rows.jsonl            every row that was left out: file, line, reason
-        <stage>/manifest.json     written last: it being there means the stage is complete
-        <stage>/...               what the stage made
-        logs/                     Ray's and the engines' chatter
-        report.json, report.md, report.html
-
-A manifest: {stage, kind, fingerprint, inputs, started, seconds, results, stats}. `started` is Unix time.
-"""
+"""Files that are whole or absent: writing, replacing, and short hashes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,19 @@
-"""TODO: docstring."""
+"""A run folder: the whole state of a run.
+
+    <output>/<name>/
+        recipe.yaml               the resolved recipe; running it is the same run
+        environment.json          versions of Python, the system and the packages, when the run began
+        bad_rows.jsonl            every row that was left out: file, line, reason, row
+        <stage>/manifest.json     written last: where it is there, the stage is complete
+        <stage>/...               the stage's results
+        logs/                     what Ray and the engines print
+        report.json, report.md, report.html
+
+A manifest: {stage, kind, arm, own, round, partition, fingerprint, inputs, started, seconds, results, stats}. `arm` to
+`partition` are those of `StageAbout`; `inputs` is all that decides the results, `fingerprint` a hash of it; `started`
+is Unix time. A bad row: {file, line, reason, row}; `row` is the id of its example, None where a line tells which row
+it is.
+"""
 
 from __future__ import annotations
 
@@ -7,175 +22,140 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-from raykd.console import Console
 from raykd.errors import DataError, RunError
-from raykd.recipe.load import dump_recipe, load_recipe, recipe_differences, resolve_paths
+from raykd.recipe.load import dump_recipe, load_recipe, recipe_differences
 from raykd.recipe.recipe import Recipe
 from raykd.run import remote
 from raykd.run.files import fingerprint, write_json, write_text
 from raykd.run.manifests import BAD_ROWS, MANIFEST, manifests, read_manifest, stage_files
 
-COSTLY = ("train", "label")  # what a run with another recipe must not build on
-LOCK_SECONDS = 30  # what a killed run may take to disappear
+COSTLY = ("train", "label")  # kinds of stages that a run with another recipe must not build on
+LOCK_SECONDS = 30  # how long a killed run may take to disappear
 
 
-class Run:
-    """An open run folder, with the user's console. Stages may run in several threads at once."""
+class RunFolder:
+    """A run folder, of which this process may have the lock. Stages may complete in several threads at once."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        console: Console | None = None,
-        path: Path | None = None,
-        shared: Path | None = None,
-    ):
-        """`path`: the folder, where it is not `<output>/<name>`. `shared`: the folder of another run, whose stages
-        that were made from equal inputs are this run's too.
+    def __init__(self, path: Path, shared: Path | None = None):
+        """`shared`: the folder of another run, whose stages that were made from equal inputs are this run's too."""
+        self.path, self.shared = path, shared
+        self.lock_file: IO | None = None  # open while this process has the lock
+        self._listing = threading.Lock()
+
+    def begin(self, recipe: Recipe, say: Callable[[str], None]) -> None:
+        """Write the recipe into the folder. Raises RunError where costly stages were made with another one.
+
+        A copy of a folder at a URL is locked, then made equal to what is kept there.
         """
-        self.recipe = resolve_paths(recipe)
-        self.shared = shared
-        self.fit: Callable[..., dict] | None = None  # how to train, where it is not one Ray Train run after the other
-        self.console = console or Console()
-        self.lock = threading.Lock()
-        self.resources = ExitStack()  # what stages opened for the whole run: the cluster
-        self.known: set[str] = set()  # complete stages the user has heard of
-        self.connected = False
-        self.tell: Callable[[str, str, bool], None] = lambda name, kind, going_on: None  # where others watch stages
-        self.held: IO | None = None  # the lock on the folder
-        self.passes = 1  # labelling passes that run at the same time
-        self.path = path or remote.folder(self.recipe.output) / self.recipe.name
-        self.stores = f"{self.recipe.output}/stores"
         saved = self.path / "recipe.yaml"
         if remote.url(self.path):
-            self._take()  # whoever works in this copy is not to be disturbed
-            bring(self.path)
-        if saved.exists() and any(m["kind"] in COSTLY for m in manifests(self.path)):
-            changed = recipe_differences(load_recipe(saved), self.recipe)
-            if changed:
+            self.lock(say)  # whoever works in this copy is not to be disturbed
+            fetch_run(self.path)
+        if saved.exists() and any(manifest["kind"] in COSTLY for manifest in manifests(self.path)):
+            differences = recipe_differences(load_recipe(saved), recipe)
+            if differences:
                 raise RunError(
-                    f"{remote.shown(self.path)} holds another recipe ({'; '.join(changed[:3])}): "
+                    f"{remote.shown(self.path)} holds another recipe ({'; '.join(differences[:3])}): "
                     "give the run another name, or remove the folder"
                 )
-        write_text(saved, dump_recipe(self.recipe))
+        write_text(saved, dump_recipe(recipe))
         remote.send(saved)
 
-    def __enter__(self) -> Run:
-        """Take the folder for this process alone. Raises RunError where another run has it."""
-        if self.held is None:
-            self._take()
-        return self
-
-    def _take(self) -> None:
+    def lock(self, say: Callable[[str], None]) -> None:
+        """Take the folder for this process alone, unless it has it. Raises RunError where another run keeps it."""
+        if self.lock_file is not None:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
-        self.held = open(self.path / ".lock", "w")
-        for wait in range(LOCK_SECONDS + 1):
+        self.lock_file = open(self.path / ".lock", "w")
+        for seconds in range(LOCK_SECONDS + 1):
             try:
-                fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self.lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
-                if wait == 1:
-                    self.console.say(f"waiting for what still works in {self.path}")
+                if seconds == 1:
+                    say(f"waiting for what still works in {self.path}")
                 time.sleep(1)
-        self.held.close()
+        self.lock_file.close()
         raise RunError(f"{self.path}: another raykd works in it")
 
-    def __exit__(self, *error) -> None:
-        self.resources.close()
-        if self.held:
-            self.held.close()
+    def unlock(self) -> None:
+        """Let others have the folder."""
+        if self.lock_file:
+            self.lock_file.close()
 
-    def stage(self, name: str, kind: str, inputs: Any, work: Callable[[Path], tuple[dict, dict]]) -> dict:
-        """Run `work(folder) -> (results, stats)` unless its manifest is there already; returns the results.
+    def is_complete(self, name: str) -> bool:
+        """Whether the stage of this name is complete in this folder."""
+        return (self.path / name / MANIFEST).exists()
 
-        `inputs` is all that decides what the stage makes: a manifest made from other inputs is refused, because
-        what it stands for would be mixed with what is asked for now.
-        """
-        folder = self.path / name
-        mark = fingerprint(inputs)
-        manifest = folder / MANIFEST
-        self._share(name, mark)
-        if manifest.exists():
-            old = read_manifest(manifest)
-            if old["fingerprint"] != mark:
-                changed = [k for k in inputs if old["inputs"].get(k) != json.loads(json.dumps(inputs[k], default=str))]
-                made = f"{remote.shown(folder)} was made from other inputs ({', '.join(changed)})"
-                raise RunError(f"{made}: remove it to make it again")
-            if name not in self.known:
-                self.console.say(f"{name}: complete, nothing to do")
-            self.known.add(name)
-            return old["results"]
-        folder.mkdir(parents=True, exist_ok=True)
-        self.console.say(f"{name}: {kind}")
-        started = time.time()
-        self.tell(name, kind, True)
-        try:
-            results, stats = work(folder)
-        finally:
-            self.tell(name, kind, False)
-        remote.send(folder)
-        write_json(
-            manifest,
-            {
-                "stage": name,
-                "kind": kind,
-                "fingerprint": mark,
-                "inputs": inputs,
-                "started": started,
-                "seconds": time.time() - started,
-                "results": results,
-                "stats": stats,
-            },
-        )
-        remote.send(manifest)
-        self.known.add(name)
-        if results.get("bad_rows"):
-            self._list_bad_rows()
-        return results
-
-    def _share(self, name: str, mark: str) -> None:
-        """Link the folder of another run's stage where it was made from equal inputs and this run has none."""
+    def link_shared(self, name: str, inputs: Any) -> bool:
+        """Link another run's stage into this folder if it was made from equal inputs; returns whether it was linked."""
         if self.shared is None or (self.path / name).exists():
-            return
+            return False
         manifest = self.shared / name / MANIFEST
-        if manifest.exists() and read_manifest(manifest)["fingerprint"] == mark:
-            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
-            (self.path / name).symlink_to((self.shared / name).absolute(), target_is_directory=True)
-            self.known.add(name)
+        if not manifest.exists() or read_manifest(manifest)["fingerprint"] != fingerprint(inputs):
+            return False
+        (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.path / name).symlink_to((self.shared / name).absolute(), target_is_directory=True)
+        return True
 
-    def left_out(self, new: Sequence[dict] = ()) -> int:
-        """How many rows complete stages left out, with new ones; a row that several stages name is one."""
-        rows = [*self.bad_rows(), *new]
-        named = {row["reason"].partition(": ")[0] for row in rows if row["line"] is None}
-        read = {(row["file"], row["line"]) for row in rows if row["line"] is not None}
-        return len(named) + len(read)
+    def stage_results(self, name: str, inputs: dict[str, Any]) -> dict | None:
+        """The results of a complete stage, None if it is not complete.
 
-    def tolerate(self, new: list[dict]) -> None:
-        """Raise DataError, which names the first, where data.max_bad_rows does not allow these beside those before."""
-        if not new:
-            return
-        all_, most = self.left_out(new), self.recipe.data.max_bad_rows
-        if all_ > most:
-            counts = f"{len(new)} such rows, {all_} in all, data.max_bad_rows is {most}"
-            raise DataError(f"{new[0]['file']}: {new[0]['reason']} ({counts})")
+        Raises RunError where the stage was made from other inputs: its results would be mixed with those of others.
+        """
+        if not self.is_complete(name):
+            return None
+        manifest = read_manifest(self.path / name / MANIFEST)
+        if manifest["fingerprint"] == fingerprint(inputs):
+            return manifest["results"]
+        as_written = json.loads(json.dumps(inputs, default=str))
+        changed = ", ".join(key for key in inputs if manifest["inputs"].get(key) != as_written[key])
+        raise RunError(
+            f"{remote.shown(self.path / name)} was made from other inputs ({changed}): remove it to make it again"
+        )
+
+    def complete_stage(self, manifest: dict[str, Any]) -> None:
+        """Write the manifest of a stage whose files are written, its fingerprint added, and list its bad rows."""
+        folder = self.path / manifest["stage"]
+        remote.send(folder)
+        write_json(folder / MANIFEST, {**manifest, "fingerprint": fingerprint(manifest["inputs"])})
+        remote.send(folder / MANIFEST)
+        if manifest["results"].get("bad_rows"):
+            self._list_bad_rows()
 
     def bad_rows(self) -> list[dict]:
-        """Every row that complete stages left out, as {file, line, reason}."""
-        return [row for m in manifests(self.path) for row in m["results"].get("bad_rows", [])]
+        """Every row that complete stages left out, as {file, line, reason, row}."""
+        return [row for manifest in manifests(self.path) for row in manifest["results"].get("bad_rows", [])]
+
+    def left_out(self, new: Sequence[dict] = ()) -> int:
+        """How many rows complete stages left out, with new ones; a row that several stages left out counts once."""
+        rows = [*self.bad_rows(), *new]
+        return len({(row["file"], row["line"]) if row.get("row") is None else row["row"] for row in rows})
+
+    def tolerate(self, new: Sequence[dict], at_most: int) -> None:
+        """Raise DataError, which names the first of the new bad rows, where there are more than `at_most` in all."""
+        count = self.left_out(new) if new else 0
+        if count > at_most:
+            row = f"row {new[0]['row']}: " if new[0].get("row") is not None else ""
+            counts = f"{len(new)} such rows, {count} in all, data.max_bad_rows is {at_most}"
+            raise DataError(f"{new[0]['file']}: {row}{new[0]['reason']} ({counts})")
 
     def _list_bad_rows(self) -> None:
-        with self.lock:
+        with self._listing:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.bad_rows())
             write_text(self.path / BAD_ROWS, lines)
             remote.send(self.path / BAD_ROWS)
 
 
-def bring(path: Path) -> None:
-    """Make the copy of a run folder what is kept at its URL, as far as complete stages go."""
-    held = remote.fetch(path)
-    for left in stage_files(path, MANIFEST):
-        if left not in held:  # of a stage that never got there, or was removed
-            left.unlink()
+def fetch_run(path: Path) -> None:
+    """Make the copy of a run folder equal to what is kept at its URL; stages that are not complete there are not here.
+
+    Raises RunError.
+    """
+    fetched = remote.fetch(path)
+    for manifest in stage_files(path, MANIFEST):
+        if manifest not in fetched:  # of a stage that was never sent, or was removed there
+            manifest.unlink()

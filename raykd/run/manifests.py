@@ -1,20 +1,10 @@
-"""A run folder: the whole state of a run.
-
-    <output>/<name>/
-        recipe.yaml               the resolved recipe; running it is the same run
-        bad_rows.jsonl            every row that was left out: file, line, reason
-        <stage>/manifest.json     written last: it being there means the stage is complete
-        <stage>/...               what the stage made
-        logs/                     Ray's and the engines' chatter
-        report.json, report.md, report.html
-
-A manifest: {stage, kind, fingerprint, inputs, started, seconds, results, stats}. `started` is Unix time.
-"""
+"""The manifests of a run folder: what is known of each complete stage. `raykd/run/folder.py` says where they are."""
 
 from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from raykd.errors import RunError
@@ -23,8 +13,24 @@ MANIFEST = "manifest.json"
 BAD_ROWS = "bad_rows.jsonl"
 
 
+@dataclass(frozen=True)
+class StageAbout:
+    """What a stage is for, as its manifest says it to the report.
+
+    arm        the arm that it belongs to, "teacher" for the teacher's stages; None where it serves several arms
+    own        whether this arm is the method's own, not one that the method is compared with
+    round      MCKD's round, from 1
+    partition  the partition whose student the stage trains, or has label
+    """
+
+    arm: str | None = None
+    own: bool = False
+    round: int | None = None
+    partition: int | None = None
+
+
 def read_manifest(path: Path) -> dict:
-    """A manifest as written; raises RunError if it is damaged."""
+    """A manifest as written. Raises RunError if it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -33,10 +39,9 @@ def read_manifest(path: Path) -> dict:
 
 def stage_files(path: Path, name: str) -> list[Path]:
     """The files of that name in a run folder, also in stages that it shares with another run."""
-    return sorted(Path(at) / name for at, _, found in os.walk(path, followlinks=True) if name in found)
+    return sorted(Path(folder) / name for folder, _, names in os.walk(path, followlinks=True) if name in names)
 
 
 def manifests(path: Path) -> list[dict]:
     """All manifests of a run folder, in the order in which their stages began."""
-    found = [read_manifest(p) for p in stage_files(path, MANIFEST)]
-    return sorted(found, key=lambda m: m["started"])
+    return sorted(map(read_manifest, stage_files(path, MANIFEST)), key=lambda manifest: manifest["started"])

@@ -11,15 +11,21 @@ from raykd.recipe.load import dump_recipe, method_settings
 from raykd.recipe.models import EndpointModel, FromConfig, Model, TeacherModel
 from raykd.recipe.roles import Student, Teacher
 from raykd.recipe.training import Training
-from raykd.run.folder import Run
+from raykd.run.session import Session
 from raykd.stages.rows import environment
 
 
 def write_model_card(
-    run: Run, name: str, model: Model, training: Training, side: Teacher | Student, folder: Path, stats: dict[str, Any]
+    session: Session,
+    name: str,
+    model: Model,
+    training: Training,
+    side: Teacher | Student,
+    folder: Path,
+    stats: dict[str, Any],
 ) -> None:
     """The model card of a model that was trained."""
-    recipe, method = run.recipe, run.recipe.method
+    recipe, method = session.recipe, session.recipe.method
     unlabelled = recipe.data.unlabelled
     source = (
         getattr(unlabelled, "path", None) or getattr(unlabelled, "name", None) or getattr(unlabelled, "function", "")
@@ -48,14 +54,14 @@ def _named(model: TeacherModel) -> str:
     return f"{model.model_type} from random weights" if isinstance(model, FromConfig) else model.path
 
 
-def publish_student(run: Run, model: str) -> None:
+def publish_student(session: Session, model: str) -> None:
     """Put a student on the hub, where the recipe asks for it."""
-    push = run.recipe.student.push_to_hub
+    push = session.recipe.student.push_to_hub
     if push is None:
         return
 
     def work(_: Path) -> tuple[dict, dict]:
         return {"address": card.push(Path(model), push.repo, push.private)}, {}
 
-    address = run.stage("publish", "publish", {"repo": push.repo, "model": content_hash(Path(model))}, work)
-    run.console.say(f"published: {address['address']}")
+    address = session.stage("publish", "publish", {"repo": push.repo, "model": content_hash(Path(model))}, work)
+    session.console.say(f"published: {address['address']}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,33 +15,42 @@ from raykd.data.examples import (
 from raykd.errors import DataError
 from raykd.recipe.generation import TextPayload, TopKPayload
 from raykd.recipe.methods import Mckd
-from raykd.run.folder import Run
+from raykd.run.session import Session
 from raykd.stages.label import label_inputs
-from raykd.stages.labelling import Labelling
+from raykd.stages.labelling import LabellingRequest, read_pseudo_targets
+from raykd.stages.partition import part_name
+from raykd.training.sources import StoredSource
 
 MEMORISATION_ROWS = 256  # rows of its own partition that a student is asked again
 
 
-def relabel_inputs(run: Run, name: str, model: str, inputs: Sequence[Path], own: Path) -> Labelling:
-    """A student's answers: sources 0, 1, ... are the inputs' files, the last is a sample of what it was trained on."""
-    method = run.recipe.method
+def relabel_inputs(session: Session, name: str, model: str, inputs: Mapping[str, Path], own: Path) -> StoredSource:
+    """A student's pseudo-targets for the files of `inputs`, by name, and for `own`: a sample of what it was trained on."""
+    method = session.recipe.method
     known = list(load_examples(own))
-    order = np.random.default_rng([run.recipe.seed, 37]).permutation(len(known))[:MEMORISATION_ROWS]
+    order = np.random.default_rng([session.recipe.seed, 37]).permutation(len(known))[:MEMORISATION_ROWS]
     sample = [known[i] for i in np.sort(order)]
     soft = isinstance(method, Mckd) and method.exchange == "top_k"
     payload = TopKPayload(kind="top_k") if soft else TextPayload(kind="text")
-    return label_inputs(run, name, model, run.recipe.student, [*inputs, sample], payload=payload)
+    request = LabellingRequest(
+        name=name, model=model, role=session.recipe.student, sources={**inputs, "own": sample}, payload=payload
+    )
+    return label_inputs(session, request)
 
 
 def measure_memorisation(
-    run: Run, name: str, found: Sequence[Labelling], old: Sequence[list[Example]], unseen: Sequence[Sequence[int]]
+    session: Session,
+    name: str,
+    found: Sequence[StoredSource],
+    old: Sequence[list[Example]],
+    unseen: Sequence[Sequence[int]],
 ) -> None:
     """How well each student says again what it was taught, and how well it agrees with labels that it never saw.
 
     MCKD pays where students learn their noisy labels by heart and do not carry the noise to inputs they never saw (Zhao
     et al. 2024, section 5): the report shows both.
     """
-    metric = (run.recipe.metrics or ["exact_match"])[0]
+    metric = (session.recipe.metrics or ["exact_match"])[0]
     labels = [{e.input: e.target or "" for e in part} for part in old]
 
     def agreement(answers: list[Example], part: int) -> float | None:
@@ -54,8 +63,8 @@ def measure_memorisation(
     def work(_: Path) -> tuple[dict, dict]:
         rows = []
         for i, one in enumerate(found):
-            seen = agreement(one.examples(len(unseen[i])), i)
-            rows.append({"partition": i, "seen": seen, "unseen": agreement(one.examples(0), unseen[i][0])})
+            seen = agreement(read_pseudo_targets(one, "own"), i)
+            rows.append({"partition": i, "seen": seen, "unseen": agreement(read_pseudo_targets(one, part_name(unseen[i][0])), unseen[i][0])})
         return {"metric": metric, "students": rows}, {}
 
-    run.stage(name, "memory", {"answers": [one.mark for one in found], "metric": metric}, work)
+    session.stage(name, "memory", {"answers": [one.mark for one in found], "metric": metric}, work)

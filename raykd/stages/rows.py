@@ -30,13 +30,13 @@ from raykd.recipe.methods import Mckd
 from raykd.recipe.models import EndpointModel
 from raykd.run import remote
 from raykd.run.files import write_json
-from raykd.run.folder import Run
+from raykd.run.session import Session
 
 
-def read_rows(run: Run) -> Splits:
+def read_rows(session: Session) -> Splits:
     """Read and check every row the recipe names, once; later runs read what was kept."""
-    check_recipe(run)
-    recipe = run.recipe
+    check_recipe(session)
+    recipe = session.recipe
     sources: dict[str, Source | None] = {
         "unlabelled": recipe.data.unlabelled,
         "gold": recipe.data.gold,
@@ -51,14 +51,14 @@ def read_rows(run: Run) -> Splits:
         counts = {}
         for name, source in given.items():
             examples = read_examples(source, bad, need_target=name != "unlabelled")
-            with run.console.bar(f"data/{name}", source.limit, "rows") as update:
+            with session.console.bar(f"data/{name}", source.limit, "rows") as update:
                 counts[name] = save_examples(folder / f"{name}.parquet", counted(examples, update))
         rows = [{"file": b.file, "line": b.line, "reason": b.reason} for b in bad.rows]
         return {"rows": counts, "bad_rows": rows}, {"rows": sum(counts.values())}
 
     inputs = {name: {**source.model_dump(mode="json"), "content": _content(source)} for name, source in given.items()}
-    run.stage("data", "rows", inputs, work)
-    return Splits(run.path / "data", list(given))
+    session.stage("data", "rows", inputs, work)
+    return Splits(session.path / "data", list(given))
 
 
 def counted(items: Iterable[Any], update: Callable[[int], None]) -> Iterator[Any]:
@@ -69,16 +69,16 @@ def counted(items: Iterable[Any], update: Callable[[int], None]) -> Iterator[Any
         yield item
 
 
-def check_recipe(run: Run) -> None:
+def check_recipe(session: Session) -> None:
     """Refuse, before anything starts, what could only fail later: missing models, layers, packages, metrics."""
-    recipe = run.recipe
+    recipe = session.recipe
     for tracker in recipe.trackers:
         found = importlib.util.find_spec(tracker.kind)
         if found is None or found.origin is None:  # W&B leaves folders of its own name, which pass for packages
             raise RecipeError(f"trackers: {tracker.kind} is not installed: pip install raykd[{tracker.kind}]")
     for name in (*recipe.metrics, *recipe.student.training.dev_metrics):
         metrics.get(name)
-    output_format(run)
+    output_format(session)
     back = recipe.method.consistency_filter if isinstance(recipe.method, Mckd) else None
     if back and metrics.get(back.metric) and metrics.lower_is_better(back.metric):
         raise RecipeError(
@@ -92,15 +92,15 @@ def check_recipe(run: Run) -> None:
             raise RecipeError(
                 f"{field}.engine: vllm serves decoder-only models, {field}.model is encoder-decoder; kind: transformers"
             )
-    file = run.path / "environment.json"
+    file = session.path / "environment.json"
     if not file.exists():
         write_json(file, environment())
         remote.send(file)
 
 
-def output_format(run: Run) -> Format:
+def output_format(session: Session) -> Format:
     """What the recipe's answers must look like."""
-    return get_format(run.recipe.pseudo_targets.format, run.recipe.student.labels)
+    return get_format(session.recipe.pseudo_targets.format, session.recipe.student.labels)
 
 
 def environment() -> dict[str, Any]:

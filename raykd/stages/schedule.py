@@ -7,39 +7,28 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any
 
-from raykd.run.folder import Run
-from raykd.run.manifests import MANIFEST
-from raykd.run.session import connect
-from raykd.stages.labelling import Labelling
+from raykd.run.session import Session
+from raykd.training.sources import StoredSource
 
 
-def run_at_once(run: Run, calls: dict[str, Callable[[], Any]]) -> list[Any]:
+def run_at_once(session: Session, calls: dict[str, Callable[[], Any]]) -> list[Any]:
     """Run calls, each by the name of the stage it does first, at the same time, as many as fit; results in order."""
-    fit = len(calls)
-    if not all((run.path / name / MANIFEST).exists() for name in calls):
-        connect(run)  # here: a local Ray ends with the thread that started it
-        from raykd.cluster import resources
-
-        actors = run.recipe.cluster.labelling_students
-        fit = min(fit, resources.at_once(actors.resources, max(1, actors.bounds()[0]), run.recipe.cluster))
-    run.passes = fit
-    try:
-        with ThreadPoolExecutor(fit) as pool:
-            return [future.result() for future in [pool.submit(call) for call in calls.values()]]
-    finally:
-        run.passes = 1
+    if not all(map(session.folder.is_complete, calls)):
+        session.connect()  # here: a local Ray ends with the thread that started it
+    with session.labelling_passes(len(calls)) as at_once, ThreadPoolExecutor(at_once) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls.values()]]
 
 
 def train_while_labelling(
-    run: Run,
+    session: Session,
     name: str,
-    label: Callable[[Callable[[Labelling], None]], Labelling],
-    train: Callable[[Labelling], dict[str, dict[str, Any]]],
+    label: Callable[[Callable[[StoredSource], None]], StoredSource],
+    train: Callable[[StoredSource], dict[str, dict[str, Any]]],
 ) -> dict[str, dict[str, Any]]:
     """Train `name` on labels while they are still written: `label(begun)` and `train(labels)` at the same time."""
-    if not (run.path / name / MANIFEST).exists():
-        connect(run)  # here: a local Ray ends with the thread that started it
-    begun: Future[Labelling] = Future()
+    if not session.folder.is_complete(name):
+        session.connect()  # here: a local Ray ends with the thread that started it
+    begun: Future[StoredSource] = Future()
     with ThreadPoolExecutor(1) as pool:
         labelling = pool.submit(label, begun.set_result)
         wait([begun, labelling], return_when=FIRST_COMPLETED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,23 +19,26 @@ from raykd.errors import DataError
 from raykd.recipe.methods import ConsistencyFilter, Mckd
 from raykd.recipe.pseudo_targets import PseudoTargetRules
 from raykd.run.files import fingerprint, write_text
-from raykd.run.folder import Run
+from raykd.run.session import Session
 from raykd.stages.label import label_inputs
-from raykd.stages.labelling import Labelling
+from raykd.stages.labelling import LabellingRequest, read_samples
 from raykd.stages.rows import json_lines, output_format
+from raykd.training.sources import StoredSource
 
 
-def select_pseudo_targets(run: Run, given: Labelling, model: str, lineages: Sequence[Lineage]) -> list[list[Example]]:
-    """The teacher's pseudo-targets of its sources 0, 1, ..., each with its lineage, by the recipe's rules for them.
+def select_pseudo_targets(
+    session: Session, given: StoredSource, model: str, lineages: Mapping[str, Lineage]
+) -> list[list[Example]]:
+    """The teacher's pseudo-targets of the sources that have a lineage, by the recipe's rules for them.
 
     Where every sample of an input is invalid, the teacher is asked again; then follow the vote, and the rule for what
     is invalid still. What is dropped is in the stage's dropped.jsonl.
     """
-    rule, side = run.recipe.pseudo_targets, run.recipe.teacher
-    found = [given.answers(number, lineage) for number, lineage in enumerate(lineages)]
+    rule, side = session.recipe.pseudo_targets, session.recipe.teacher
+    found = [read_samples(given, source, lineage) for source, lineage in lineages.items()]
     if rule == PseudoTargetRules():
         return [sum(part, []) for part in found]
-    form = output_format(run)
+    form = output_format(session)
 
     def wrong(several: list[Example]) -> bool:
         return all(form.invalid(e.input, e.target or "") is not None for e in several)
@@ -50,9 +53,16 @@ def select_pseudo_targets(run: Run, given: Labelling, model: str, lineages: Sequ
         sampling = side.sampling.model_copy(update={"temperature": rule.retry_temperature, "n": before + number})
         store = None if sampling.temperature != side.sampling.temperature else side.store
         asked = side.model_copy(update={"sampling": sampling, "store": store})
-        answers = label_inputs(run, f"teacher/retry-{number}", model, asked, list(again), again=True)
-        for place, lineage in enumerate(lineages):
-            new = {several[0].input: several[-1] for several in answers.answers(place, lineage)}
+        request = LabellingRequest(
+            name=f"teacher/retry-{number}",
+            model=model,
+            role=asked,
+            sources=dict(zip(lineages, again, strict=True)),
+            rejected_are_bad=False,
+        )
+        answers = label_inputs(session, request)
+        for place, (source, lineage) in enumerate(lineages.items()):
+            new = {several[0].input: several[-1] for several in read_samples(answers, source, lineage)}
             found[place] = [
                 [replace(new[s[0].input], id=s[0].id)] if wrong(s) and s[0].input in new else s for s in found[place]
             ]
@@ -63,7 +73,7 @@ def select_pseudo_targets(run: Run, given: Labelling, model: str, lineages: Sequ
         return [replace(best_sample(form, several), id=several[0].id.rpartition("#")[0] or several[0].id)]
 
     parts = [sum((voted(several) for several in part), []) for part in found]
-    return _kept(run, "teacher/chosen", parts, rule, {"retried": retried})
+    return _kept(session, "teacher/chosen", parts, rule, {"retried": retried})
 
 
 def best_sample(form: Format, several: list[Example]) -> Example:
@@ -72,16 +82,16 @@ def best_sample(form: Format, several: list[Example]) -> Example:
 
 
 def select_relabelled(
-    run: Run, name: str, written: Sequence[Sequence[list[Example]]], old: Sequence[list[Example]]
+    session: Session, name: str, written: Sequence[Sequence[list[Example]]], old: Sequence[list[Example]]
 ) -> list[list[Example]]:
     """The new labels of each partition, of which `written` holds what each student wrote: voted, then by the rules.
 
     `old` are the labels before, which the consistency filter compares with.
     """
-    method = run.recipe.method
+    method = session.recipe.method
     assert isinstance(method, Mckd)
     back, before = method.consistency_filter, {e.input: e.target for part in old for e in part}
-    rule = run.recipe.pseudo_targets.model_copy(update={"vote": False, "retries": 0})
+    rule = session.recipe.pseudo_targets.model_copy(update={"vote": False, "retries": 0})
 
     def check(examples: list[Example]) -> tuple[list[Example], list[tuple[Example, str]]]:
         if back is None:
@@ -92,8 +102,8 @@ def select_relabelled(
         reason = f"{back.metric} against the label before is under {back.at_least}"
         return kept, [(e, reason) for e, bad in zip(examples, low, strict=True) if bad]
 
-    parts = [list(by[0]) if len(by) == 1 else _voted(output_format(run), by) for by in written]
-    return _kept(run, name, parts, rule, {}, back and back.model_dump(), check)
+    parts = [list(by[0]) if len(by) == 1 else _voted(output_format(session), by) for by in written]
+    return _kept(session, name, parts, rule, {}, back and back.model_dump(), check)
 
 
 def _under(agreement: float | None, back: ConsistencyFilter) -> bool:
@@ -109,7 +119,7 @@ def _voted(form: Format, by: Sequence[list[Example]]) -> list[Example]:
 
 
 def _kept(
-    run: Run,
+    session: Session,
     name: str,
     parts: list[list[Example]],
     rule: PseudoTargetRules,
@@ -118,8 +128,8 @@ def _kept(
     check: Callable[[list[Example]], tuple[list[Example], list[tuple[Example, str]]]] = lambda examples: (examples, []),
 ) -> list[list[Example]]:
     """Pseudo-targets by partition, by the rule for invalid ones and a check, in a stage with what was dropped."""
-    form = output_format(run)
-    file = run.path / name / "pseudo_targets.parquet"
+    form = output_format(session)
+    file = session.path / name / "pseudo_targets.parquet"
 
     def work(folder: Path) -> tuple[dict, dict]:
         judged = [pseudo_targets.filtered_by_format(part, form, rule.invalid) for part in parts]
@@ -140,6 +150,6 @@ def _kept(
 
     targets = fingerprint([[e.id, e.input, e.target] for part in parts for e in part])
     inputs = {"targets": targets, "rule": rule.model_dump(), "settings": settings}
-    sizes = run.stage(name, "choose", inputs, work)["sizes"]
+    sizes = session.stage(name, "choose", inputs, work)["sizes"]
     rows = iter(pseudo_targets.load_pseudo_targets(file))
     return [list(itertools.islice(rows, size)) for size in sizes]

@@ -6,20 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raykd.run.folder import Run
+from raykd.run.session import Session
 
 if TYPE_CHECKING:
     from raykd.recipe.space import Space
 
-from raykd.run.session import connect
 
-
-def trials_at_once(run: Run, wanted: int | None) -> tuple[int, int]:
+def trials_at_once(session: Session, wanted: int | None) -> tuple[int, int]:
     """How many trials run at the same time, as many as fit unless told, and the CPU threads of each one's workers."""
-    connect(run, dashboard=run.recipe.cluster.student.bounds()[1] > 1)
+    session.connect(dashboard=session.recipe.cluster.student.bounds()[1] > 1)
     from raykd.cluster import resources
 
-    return resources.trials(run.recipe.cluster, wanted)
+    return resources.trials(session.recipe.cluster, wanted)
 
 
 def trial_trainer(goal: str, send: Callable[[dict[str, float], Path | None], None], resume: Path | None) -> Any:
@@ -30,7 +28,7 @@ def trial_trainer(goal: str, send: Callable[[dict[str, float], Path | None], Non
 
 
 def search_space(
-    run: Run,
+    session: Session,
     trial: Callable[..., None],
     goals: list[tuple[str, str]],
     space: Space,
@@ -41,4 +39,4 @@ def search_space(
     """Run the trials of a space: `points`, or what a search that learns finds. Ray Tune keeps its own in a folder."""
     from raykd.cluster import tune
 
-    tune.search(trial, goals, space, points, folder, run.recipe, concurrent, run.console)
+    tune.search(trial, goals, space, points, folder, session.recipe, concurrent, session.console)

@@ -20,7 +20,7 @@ from raykd.models.tokenizers import load_tokenizer
 from raykd.recipe.generation import TopKPayload
 from raykd.recipe.load import load_recipe
 from raykd.recipe.models import Checkpoint
-from raykd.run.folder import Run
+from raykd.run.session import Session
 from raykd.stages.label import label_inputs
 from raykd.stages.labelling import PROMPTS
 from raykd.store.store import Store
@@ -59,8 +59,7 @@ def labelled(folder: Path, model: Path, count: int, actors: dict | None = None, 
     }
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(tree))
-    run = Run(load_recipe(file))
-    run.connected = True  # to the Ray that all tests share
+    run = Session(load_recipe(file))
     with run:
         labels = label_inputs(run, "teacher/labels", str(model), run.recipe.teacher, [rows], score)
     return labels, json.loads((run.path / "teacher/labels/manifest.json").read_text())["stats"]

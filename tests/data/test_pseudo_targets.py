@@ -16,7 +16,7 @@ from raykd.data.tasks import slots
 from raykd.data.tasks.formats import Format
 from raykd.errors import DataError
 from raykd.recipe.load import load_recipe
-from raykd.run.folder import Run
+from raykd.run.session import Session
 from raykd.stages.select import select_relabelled
 
 
@@ -95,7 +95,7 @@ def mckd(tmp_path):
         text = RECIPE.format(output=tmp_path / "runs", bad=0)
         (tmp_path / "recipe.yaml").write_text(text)
         method = "method={kind: mckd, partitions: 3, relabel: vote}"
-        return Run(load_recipe(tmp_path / "recipe.yaml", [method, "pseudo_targets.format=slots", *overrides]))
+        return Session(load_recipe(tmp_path / "recipe.yaml", [method, "pseudo_targets.format=slots", *overrides]))
 
     return made
 

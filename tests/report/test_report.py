@@ -12,7 +12,7 @@ from raykd.errors import RunError
 from raykd.recipe.load import dump_recipe, load_recipe
 from raykd.report.plots import _smoothed
 from raykd.report.write import write_report
-from raykd.run.folder import Run
+from raykd.run.session import Session
 from raykd.stages.evaluate import compare_trees
 
 ROOT = Path(__file__).parents[2]
@@ -167,7 +167,7 @@ def test_what_is_compared_of_trees(tmp_path, form):
         flat, right = "(S The dog barks very loudly )", "(S (NP The dog ) (VP barks (ADVP very loudly ) ) )"
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE.format(output=tmp_path / "runs", bad=0))
-    made = Run(load_recipe(path, [f"pseudo_targets.format={form}"]))
+    made = Session(load_recipe(path, [f"pseudo_targets.format={form}"]))
     compare_trees(made, ["gold_only"])  # of a sweep, where no teacher is scored
     manifest(made.path, "evaluate/teacher", "evaluate", 1, {"arm": "teacher", "rows": 2, "metrics": {}, "model": "t"})
     for arm, answer in {"teacher": flat, "mckd": right}.items():

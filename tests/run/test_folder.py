@@ -8,8 +8,8 @@ from conftest import RECIPE
 from raykd.errors import DataError, RunError
 from raykd.recipe.load import load_recipe
 from raykd.run.files import replaced
-from raykd.run.folder import Run
 from raykd.run.manifests import manifests
+from raykd.run.session import Session
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def made(tmp_path):
     def make(bad=0, *overrides):
         path = tmp_path / "recipe.yaml"
         path.write_text(RECIPE.format(output=tmp_path / "runs", bad=bad))
-        return Run(load_recipe(path, list(overrides)))
+        return Session(load_recipe(path, list(overrides)))
 
     return make
 
@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(made, tmp_path):
 def test_a_stage_made_from_equal_inputs_elsewhere_is_shared(made, tmp_path):
     first = made()
     first.stage("a/b", "train", {"x": 1}, lambda folder: ((folder / "w").write_text("w"), ({"value": 7}, {}))[1])
-    second = Run(first.recipe, path=tmp_path / "second", shared=first.path)
+    second = Session(first.recipe, path=tmp_path / "second", shared=first.path)
     assert second.stage("a/b", "train", {"x": 1}, lambda folder: ({"value": 0}, {})) == {"value": 7}
     assert (second.path / "a/b/w").read_text() == "w" and (second.path / "a/b").is_symlink()
     assert [m["stage"] for m in manifests(second.path)] == ["a/b"]
@@ -129,6 +129,6 @@ def test_a_stage_made_from_equal_inputs_elsewhere_is_shared(made, tmp_path):
 def test_a_stage_made_from_other_inputs_elsewhere_is_made_anew(made, tmp_path):
     first = made()
     first.stage("a", "train", {"x": 1}, lambda folder: ({"value": 7}, {}))
-    second = Run(first.recipe, path=tmp_path / "second", shared=first.path)
+    second = Session(first.recipe, path=tmp_path / "second", shared=first.path)
     assert second.stage("a", "train", {"x": 2}, lambda folder: ({"value": 8}, {})) == {"value": 8}
     assert first.stage("a", "train", {"x": 1}, lambda folder: ({}, {})) == {"value": 7}

@@ -17,7 +17,7 @@ import pytest
 from raykd.errors import RecipeError
 from raykd.recipe.load import load_recipe, recipe_differences
 from raykd.recipe.trackers import Mlflow, Wandb
-from raykd.run.folder import Run
+from raykd.run.session import Session
 from raykd.stages.rows import check_recipe
 from raykd.training import trackers
 from raykd.training.trackers import Log
@@ -335,7 +335,7 @@ def test_a_password_in_the_address_is_refused_and_not_shown(small):
 @pytest.mark.parametrize("kind", ["wandb", "mlflow"])
 def test_a_missing_package_is_refused_before_anything_starts(small, monkeypatch, kind):
     fields = {"wandb": "project: p", "mlflow": "experiment: e, tracking_uri: 'file:///x'"}[kind]
-    run = Run(load_recipe(small, [f"trackers=[{{kind: {kind}, {fields}}}]"]))
+    run = Session(load_recipe(small, [f"trackers=[{{kind: {kind}, {fields}}}]"]))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=rf"^trackers: {kind} is not installed: pip install raykd\[{kind}\]$"):
         check_recipe(run)
