@@ -21,9 +21,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from raykd.engines.engine import PseudoTarget
 from raykd.recipe.generation import HiddenPayload, Payload, SampledPayload, TopKPayload
+from raykd.store.open import open_store
 from raykd.store.payloads import VALUES
+from raykd.store.read import read_rows
 from raykd.store.schema import shard_table
-from raykd.store.store import Store
+from raykd.store.verify import describe_store
+from raykd.store.write import write_shard
 
 VOCABULARY, HIDDEN, LENGTH = 152_000, 1024, 64
 KINDS: dict[str, Payload] = {
@@ -73,18 +76,28 @@ def stored(
 ) -> tuple[float, torch.Tensor]:
     """Bytes per token of the payload's columns on disk; what is read back, as chances or hidden states."""
     with tempfile.TemporaryDirectory() as folder:
-        store = Store.open(folder, {"model": "synthetic"}, payload)
+        store = open_store(folder, {"model": "synthetic"}, payload)
         answers = []
         for at in range(0, len(teacher), LENGTH):
             part = slice(at, at + LENGTH)
             arrays = recorded(payload, teacher[part], hidden[part], generator)
             ids = np.zeros(len(teacher[part]), np.int32)
-            answers.append([PseudoTarget("", ids, ids.astype(np.float32), "length", arrays)])
+            answers.append(
+                [
+                    PseudoTarget(
+                        text="",
+                        token_ids=ids,
+                        logprobs=ids.astype(np.float32),
+                        finish_reason="length",
+                        payload=arrays,
+                    )
+                ]
+            )
         keys = [number.to_bytes(16, "big") for number in range(len(answers))]
-        store.write(shard_table(keys, range(1), answers, payload))
+        write_shard(store, shard_table(keys, range(1), answers, payload))
         names = list(VALUES[payload.kind])
-        sizes = store.describe()["bytes_per_token_of"]
-        (rows,) = store.answers(names)
+        sizes = describe_store(store)["bytes_per_token_of"]
+        (rows,) = (read_rows(store, shard, names) for shard in store.shards())
         columns = {name: torch.tensor(np.concatenate(rows[name].to_numpy())) for name in names}
     return sum(sizes[name] for name in names), read(payload, columns, teacher.shape)
 

@@ -56,6 +56,13 @@ def word(number: int) -> str:
     return " ".join([*letters, LETTERS[number // 256 % 8], LETTERS[number // 512 % 8]])
 
 
+def stored_tables(store, columns: list[str]) -> list:
+    """Columns of every shard of a store."""
+    from raykd.store.read import read_rows
+
+    return [read_rows(store, shard, columns) for shard in store.shards()]
+
+
 def pairs(count: int, start: int = 0) -> list[dict]:
     """Rows whose target is the input in capitals: any model can learn a little of it."""
     found = [word(i) for i in range(start, start + count)]

@@ -99,7 +99,7 @@ def test_the_page_as_written(tmp_path, endpoint):
         assert KEY not in done.stdout + done.stderr
         if " label " in command:
             assert " => PlayMusic" in done.stdout
-            assert re.search(r"[1-9]\d* of the first \d+ answers are not of the format labels", done.stdout)
+            assert re.search(r"[1-9]\d* of the first \d+ pseudo-targets are not of the format labels", done.stdout)
 
     asked = list(Endpoint.asked)
     assert {one["key"] for one in asked} == {f"Bearer {KEY}"}

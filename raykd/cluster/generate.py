@@ -1,4 +1,4 @@
-"""Label on Ray Data: prompts stream through engine actors, which land shards in a store."""
+"""A labelling pass on Ray Data: prompts stream through engine actors, which land shards in a store."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,7 @@ from raykd.recipe.generation import EndpointEngine, VllmEngine
 from raykd.run import remote
 from raykd.store.schema import shard_table
 from raykd.store.store import Store
+from raykd.store.write import write_shard
 
 SMALLEST = 8  # the last shards of a pass with several replicas have an eighth of the rows of a whole one
 COUNTED = {"rows_labelled": "rows", "tokens_generated": "output_tokens", "engine_deaths": "engine_deaths"}
@@ -34,27 +36,55 @@ MOST_BLOCKS = 256  # tasks of a pass: each costs the driver some 57 kB in Ray Da
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What is asked of an engine at once, and lands as one shard: rows of the prompts' file, and which samples."""
+class LabellingPass:
+    """A pass: an engine on some actors that labels prompts into a store.
 
-    rows: np.ndarray  # (N,) int64, rising
+    prompts     the parquet file, of which key, prompt and target are read
+    run, stage  their names, for the dashboards
+    """
+
+    prompts: str
+    engine: EngineConfig
+    store: Store
+    actors: Actors
+    run: str
+    stage: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of the prompts' file, and which of their samples: one call of the engine, which lands as one shard."""
+
+    rows: np.ndarray  # (N,) int64
     samples: range
+
+    def __len__(self) -> int:
+        """How many sequences the engine writes for it."""
+        return len(self.rows) * len(self.samples)
 
 
 @dataclass
-class Done:
+class Progress:
     """What a pass has done so far. Rows are prompts."""
 
     rows: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
     engine_deaths: int = 0
-    began: float = math.inf  # when an engine was first asked, Unix time
+    began: float = math.inf  # when the first engine call started, Unix time
     ended: float = 0.0  # when the last shard landed
-    refused: dict[bytes, str] = field(default_factory=dict)  # key -> reason
+    rejected: dict[bytes, str] = field(default_factory=dict)  # key -> reason
 
 
-def pieces(rows: np.ndarray, samples: range, shard_rows: int, replicas: int) -> Iterator[Piece]:
+class Prompts(NamedTuple):
+    """Some rows of a prompts' file; a target is None where the model is to write one."""
+
+    keys: list[bytes]
+    prompts: list[str]
+    targets: list[str | None]
+
+
+def cut_pieces(rows: np.ndarray, samples: range, shard_rows: int, replicas: int) -> Iterator[Piece]:
     """Consecutive rows in pieces of `shard_rows`.
 
     With several replicas the pieces shrink towards the end, so that none works on a long one while the others have
@@ -70,34 +100,45 @@ def pieces(rows: np.ndarray, samples: range, shard_rows: int, replicas: int) -> 
         at += size
 
 
-def label(
-    prompts: str,
-    todo: list[Piece],
-    opening: EngineConfig,
-    store: Store,
-    actors: Actors,
-    landed: Callable[[Done], None],
-    run: str,
-    name: str,
-) -> Done:
-    """Answer pieces of the parquet file `prompts` (key, prompt, target) and land the answers in the store.
+def label_pieces(labelling_pass: LabellingPass, pieces: list[Piece], on_shard: Callable[[Progress], None]) -> Progress:
+    """Label pieces, and land their pseudo-targets in the store; returns what that took.
 
-    Where a target is given, it is read as the answer instead of one being written.
-
-    `run` and the stage's `name` are what the dashboards show. `landed` is called with the sum so far as each shard
-    lands. Raises EngineError where an engine cannot be opened or
-    dies for good; shards that landed before stay.
+    A prompt whose target is in the file is scored with this target, and nothing is generated. `on_shard` is called with
+    the progress so far as each block of pieces lands. Raises EngineError where an engine cannot be opened or dies for
+    good; shards that landed before stay.
     """
+    run, stage = labelling_pass.run, labelling_pass.stage
+    progress = Progress()
+    try:
+        for block in _stream(labelling_pass, pieces).iter_rows():
+            progress.rows += block["rows"]
+            progress.prompt_tokens += block["prompt_tokens"]
+            progress.output_tokens += block["output_tokens"]
+            progress.engine_deaths += block["engine_deaths"]
+            progress.began = min(progress.began, block["began"])
+            progress.ended = max(progress.ended, block["ended"])
+            progress.rejected |= dict(zip(block["rejected_keys"], block["reasons"], strict=True))
+            for counter, column in COUNTED.items():
+                counters.add(counter, block[column], run, stage)
+            on_shard(progress)
+    except (RayError, RuntimeError) as error:
+        raise EngineError(f"labelling stopped: {_cause(error)}") from error
+    return progress
+
+
+def _stream(labelling_pass: LabellingPass, pieces: list[Piece]) -> ray.data.Dataset:
+    """A data set that labels the pieces while it is iterated: a row of figures for each block of pieces."""
+    actors = labelling_pass.actors
     least, most = actors.bounds()
-    per_block = math.ceil(len(todo) / max(MOST_BLOCKS, 8 * most))
-    blocks = [_block(some) for some in batched(todo, per_block)]
-    calls = _calls(opening, max(len(piece.rows) * len(piece.samples) for piece in todo))
+    per_block = math.ceil(len(pieces) / max(MOST_BLOCKS, 8 * most))
+    blocks = [_block(some) for some in batched(pieces, per_block)]
+    calls = _calls(labelling_pass.engine, max(map(len, pieces)))
     with warnings.catch_warnings():  # Ray has no other way yet to bound the restarts of an actor
         warnings.simplefilter("ignore", RayDeprecationWarning)
-        stream = ray.data.from_arrow(blocks).map_batches(
+        return ray.data.from_arrow(blocks).map_batches(
             # the dashboard's name of the actors is the class's
-            type(f"Label {name}", (_Labeller,), {"__module__": "__main__"}),
-            fn_constructor_args=(opening, store, prompts, actors.max_failures, run, name),
+            type(f"Label {labelling_pass.stage}", (_Labeller,), {"__module__": "__main__"}),
+            fn_constructor_args=(labelling_pass,),
             batch_size=per_block,  # a block at once
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
@@ -113,130 +154,123 @@ def label(
             max_restarts=actors.max_failures,
             max_task_retries=-1,  # of a node that is just dying many tries fail; its deaths are bounded above
         )
-    done = Done()
-    try:
-        for row in stream.iter_rows():
-            done.rows += row["rows"]
-            done.prompt_tokens += row["prompt_tokens"]
-            done.output_tokens += row["output_tokens"]
-            done.engine_deaths += row["engine_deaths"]
-            done.began, done.ended = min(done.began, row["began"]), max(done.ended, row["ended"])
-            done.refused |= dict(zip(row["refused_keys"], row["reasons"], strict=True))
-            for counted, column in COUNTED.items():
-                counters.add(counted, row[column], run, name)
-            landed(done)
-    except (RayError, RuntimeError) as error:
-        raise EngineError(f"labelling stopped: {_cause(error)}") from error
-    return done
 
 
 class _Labeller:
-    """The actor: an engine that answers several pieces at the same time, and a store to land in."""
+    """The actor: an engine that works on several pieces at the same time, and a store to land them in."""
 
-    def __init__(self, opening: EngineConfig, store: Store, prompts: str, max_failures: int, run: str, name: str):
-        self.opening, self.store, self.prompts, self.max_failures = opening, store, prompts, max_failures
-        self.busy = counters.Busy(run, name)
-        remote.fetch(prompts, opening.model)
+    def __init__(self, labelling_pass: LabellingPass):
+        self.labelling_pass, self.config = labelling_pass, labelling_pass.engine
+        self.busy = counters.Busy(labelling_pass.run, labelling_pass.stage)
+        remote.fetch(labelling_pass.prompts, self.config.model)
         self.lock = threading.Lock()
         self.deaths = 0
-        self.told = {"prompt_tokens": 0, "output_tokens": 0, "engine_deaths": 0}
-        self.gone = {"prompt_tokens": 0, "output_tokens": 0}  # tokens of engines that died
-        self.engine: Engine = open_engine(opening)
+        self.reported = {"prompt_tokens": 0, "output_tokens": 0, "engine_deaths": 0}
+        self.dead_tokens = {"prompt_tokens": 0, "output_tokens": 0}  # of engines that died
+        self.engine: Engine = open_engine(self.config)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Answer and land the pieces of a block, one after the other; returns a row with what that took."""
+        """Label and land the pieces of a block, one after the other; returns a row of figures."""
         began, count = time.time(), 0
-        refused: list[tuple[bytes, str]] = []
+        rejected: list[tuple[bytes, str]] = []
         with self.busy:
             for rows, (start, stop) in zip(block["rows"], block["samples"].to_pylist(), strict=True):
-                refused += self._land(np.asarray(rows.values), range(start, stop))
+                rejected += self._land(np.asarray(rows.values), range(start, stop))
                 count += len(rows)
         return pa.table(
             {
                 "rows": [count],
                 "began": [began],
                 "ended": [time.time()],
-                **{name: [count] for name, count in self._news().items()},
-                "refused_keys": pa.array([[k for k, _ in refused]], pa.list_(pa.binary())),
-                "reasons": pa.array([[r for _, r in refused]], pa.list_(pa.string())),
+                **{name: [count] for name, count in self._new_counts().items()},
+                "rejected_keys": pa.array([[key for key, _ in rejected]], pa.list_(pa.binary())),
+                "reasons": pa.array([[reason for _, reason in rejected]], pa.list_(pa.string())),
             }
         )
 
     def _land(self, rows: np.ndarray, samples: range) -> list[tuple[bytes, str]]:
-        """Answer a piece and land it; returns keys and reasons of what the engine refused."""
-        keys, prompts, targets = _read(self.prompts, rows)
-        answers = self._answers(keys, prompts, targets, samples)
-        good = [(k, a) for k, a in zip(keys, answers, strict=True) if not isinstance(a, Rejected)]
-        if good:
-            self.store.write(shard_table([k for k, _ in good], samples, [a for _, a in good], self.opening.payload))
-        return [(k, a.reason) for k, a in zip(keys, answers, strict=True) if isinstance(a, Rejected)]
+        """Label a piece and land it; returns keys and reasons of the prompts that the engine rejected."""
+        prompts = read_prompts(self.labelling_pass.prompts, rows)
+        keys: list[bytes] = []
+        pseudo_targets: list[list[PseudoTarget]] = []
+        rejected: list[tuple[bytes, str]] = []
+        for key, result in zip(prompts.keys, self._pseudo_targets(prompts, samples), strict=True):
+            if isinstance(result, Rejected):
+                rejected.append((key, result.reason))
+            else:
+                keys.append(key)
+                pseudo_targets.append(result)
+        if keys:
+            write_shard(self.labelling_pass.store, shard_table(keys, samples, pseudo_targets, self.config.payload))
+        return rejected
 
-    def _answers(
-        self, keys: list[bytes], prompts: list[str], targets: list[str | None], samples: range
-    ) -> list[list[PseudoTarget] | Rejected]:
-        given = [target for target in targets if target is not None]
-        seeds = [_seed(self.opening.seed, key) for key in keys] if self.opening.sampling.seeded else None
+    def _pseudo_targets(self, prompts: Prompts, samples: range) -> list[list[PseudoTarget] | Rejected]:
+        """For each prompt its samples, or the scored target; with another engine where one dies."""
+        targets = [target for target in prompts.targets if target is not None]
+        seeds = [_seed(self.config.seed, key) for key in prompts.keys] if self.config.sampling.seeded else None
         while True:
             engine = self.engine
             try:
-                if not given:
-                    return engine.generate(prompts, samples, seeds)
-                return [a if isinstance(a, Rejected) else [a] for a in engine.score(prompts, given)]
+                if not targets:
+                    return engine.generate(prompts.prompts, samples, seeds)
+                scored = engine.score(prompts.prompts, targets)
+                return [result if isinstance(result, Rejected) else [result] for result in scored]
             except EngineDead as error:
                 self._open_again(engine, error)
 
     def _open_again(self, dead: Engine, error: EngineDead) -> None:
-        """Put a new engine in the place of a dead one; the first of several calls to notice does."""
+        """Replace a dead engine by a new one, unless another call has done so already."""
         with self.lock:
             if self.engine is not dead:
                 return
             self.deaths += 1
-            if self.deaths > self.max_failures:
-                raise EngineError(f"{error} ({self.deaths} times, {self.max_failures} tolerated)")
-            for name in self.gone:
-                self.gone[name] += getattr(dead, name)
+            most = self.labelling_pass.actors.max_failures
+            if self.deaths > most:
+                raise EngineError(f"{error} ({self.deaths} times, {most} tolerated)")
+            for name in self.dead_tokens:
+                self.dead_tokens[name] += getattr(dead, name)
             dead.close()
-            self.engine = open_engine(self.opening)
+            self.engine = open_engine(self.config)
 
-    def _news(self) -> dict[str, int]:
+    def _new_counts(self) -> dict[str, int]:
         """What was counted since the last call."""
         with self.lock:
-            now = {name: gone + getattr(self.engine, name) for name, gone in self.gone.items()}
+            now = {name: count + getattr(self.engine, name) for name, count in self.dead_tokens.items()}
             now["engine_deaths"] = self.deaths
-            news = {name: count - self.told[name] for name, count in now.items()}
-            self.told = now
-        return news
+            new = {name: count - self.reported[name] for name, count in now.items()}
+            self.reported = now
+        return new
 
 
-def _block(some: list[Piece]) -> pa.Table:
+def _block(pieces: list[Piece]) -> pa.Table:
     """A row for each piece."""
-    rows = pa.array([piece.rows for piece in some], pa.list_(pa.int64()))
-    return pa.table({"rows": rows, "samples": [[piece.samples.start, piece.samples.stop] for piece in some]})
+    rows = pa.array([piece.rows for piece in pieces], pa.list_(pa.int64()))
+    return pa.table({"rows": rows, "samples": [[piece.samples.start, piece.samples.stop] for piece in pieces]})
 
 
-def _calls(opening: EngineConfig, sequences: int) -> int:
-    """Pieces of so many sequences that an engine should have at once, to be never idle."""
-    if isinstance(opening.spec, VllmEngine):
-        batch = opening.spec.arguments.get("max_num_seqs") or 256
-    elif isinstance(opening.spec, EndpointEngine):
-        batch = opening.spec.concurrency
+def _calls(config: EngineConfig, sequences: int) -> int:
+    """How many pieces of so many sequences an engine should have at once, to be never idle."""
+    if isinstance(config.engine, VllmEngine):
+        batch = config.engine.arguments.get("max_num_seqs") or 256
+    elif isinstance(config.engine, EndpointEngine):
+        batch = config.engine.concurrency
     else:
         return 2  # one is worked on while another is read or written
     return min(MOST_CALLS, 2 + math.ceil(2 * batch / sequences))
 
 
-def _read(path: str, rows: np.ndarray) -> tuple[list[bytes], list[str], list[str | None]]:
-    """Keys, prompts and targets of these rows; only their row groups are read."""
+def read_prompts(path: str, rows: np.ndarray) -> Prompts:
+    """These rows of a prompts' file; only their row groups are read."""
     with pq.ParquetFile(path) as file:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         ends = np.cumsum(sizes)
         groups = np.unique(np.searchsorted(ends, rows, side="right"))
-        found = file.read_row_groups(groups.tolist(), columns=["key", "prompt", "target"])
+        table = file.read_row_groups(groups.tolist(), columns=["key", "prompt", "target"])
         starts = (ends - sizes)[groups]
         before = np.concatenate([[0], np.cumsum(np.asarray(sizes)[groups])[:-1]])
         at = np.searchsorted(groups, np.searchsorted(ends, rows, side="right"))
-        found = found.take(rows - starts[at] + before[at])
-    return found["key"].to_pylist(), found["prompt"].to_pylist(), found["target"].to_pylist()
+        table = table.take(rows - starts[at] + before[at])
+    return Prompts(*(table[name].to_pylist() for name in ("key", "prompt", "target")))
 
 
 def _seed(seed: int, key: bytes) -> int:
@@ -245,7 +279,7 @@ def _seed(seed: int, key: bytes) -> int:
 
 
 def _cause(error: BaseException) -> str:
-    """What raykd said of it in the actor, else the last line, which is where Ray puts what happened."""
+    """The message of raykd's own error in the actor, or else the last line, where Ray puts what happened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     ours = [line.partition(": ")[2] for line in lines if line.startswith("raykd.errors.")]
     return ours[-1] if ours else lines[-1]

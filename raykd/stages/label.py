@@ -1,225 +1,323 @@
-"""TODO: docstring."""
+"""The stage `label`: a model writes pseudo-targets for inputs, and a store keeps them."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raykd.data import prompts
-from raykd.data.examples import (
-    Example,
-)
+from raykd.data.examples import Example
+from raykd.engines.engine import EngineConfig
 from raykd.errors import RunError
 from raykd.models.files import content_hash, head_sizes, model_folder, parameter_count
+from raykd.recipe.cluster import Actors
 from raykd.recipe.generation import AutoPayload, EndpointEngine, Payload, Price, TextPayload
 from raykd.recipe.losses import WITHOUT_TEACHER
 from raykd.recipe.roles import Student, Teacher
 from raykd.recipe.training import StoredOutputs
 from raykd.run import remote
 from raykd.run.files import fingerprint, write_json
-from raykd.run.folder import Run
 from raykd.run.manifests import read_manifest
+from raykd.run.session import Session
+from raykd.stages.labelling import LabellingRequest
+from raykd.stages.prompts import Missing, in_chunk_order, missing_samples, prompt_parts, rejected_rows, write_prompts
+from raykd.stages.rows import file_digest
+from raykd.store.follow import PASS
+from raykd.store.open import open_store
+from raykd.store.payloads import choose_payload
+from raykd.store.store import Store
+from raykd.training.sources import StoredSource
 
 if TYPE_CHECKING:
     from raykd.cluster import generate
-    from raykd.store.store import Store
 
-from raykd.run.session import await_resources, connect
-from raykd.stages.labelling import PASS, SPENT, Labelling
-from raykd.stages.prompts import in_chunk_order, missing_samples, prompt_parts, rejected_rows, write_prompts
-from raykd.stages.rows import file_digest
+USAGE = "spent.json"  # beside a labelling's prompts: its Usage
+
+
+class RecordedPayload(NamedTuple):
+    """What a store keeps beside texts, and the reason in one sentence."""
+
+    payload: Payload
+    reason: str
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a labelling took in all its starts. Rows are prompts; seconds are without the engines' start."""
+
+    rows: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    seconds: float = 0
+
+    def plus(self, progress: generate.Progress) -> Usage:
+        """The same, with what one pass took so far."""
+        return Usage(
+            rows=self.rows + progress.rows,
+            prompt_tokens=self.prompt_tokens + progress.prompt_tokens,
+            output_tokens=self.output_tokens + progress.output_tokens,
+            seconds=self.seconds + max(0.0, progress.ended - progress.began),
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A request, and what follows from it and the recipe."""
+
+    request: LabellingRequest
+    folder: Path  # of the model; for an endpoint its name
+    parts: dict[str, Any]  # what a store is named by, beside its payload
+    samples: int
+    recorded: RecordedPayload
+
+    @property
+    def endpoint(self) -> bool:
+        return isinstance(self.request.role.engine, EndpointEngine)
 
 
 def label_inputs(
-    run: Run,
-    name: str,
-    model: str,
-    side: Teacher | Student,
-    sources: Sequence[Path | list[Example]],
-    score: bool = False,
-    begun: Callable[[Labelling], None] = lambda labels: None,
-    payload: Payload | None = None,
-    again: bool = False,
-) -> Labelling:
-    """Ask a model for its answers to the inputs of every source, and keep them in the store.
+    session: Session, request: LabellingRequest, begun: Callable[[StoredSource], None] = lambda stored: None
+) -> StoredSource:
+    """Let a model write pseudo-targets for the inputs of every source, and keep them in a store.
 
-    `payload` is what to record beside texts; default: as `_payload` has it. `begun` is called as soon as there are
-    prompts and a store, before the first answer: a student may follow.
+    The model only writes the samples that the store does not hold yet. Returns the prompts of all sources and their
+    store, with the payload that was requested. `begun` is called with the same as soon as the prompts are written and
+    the store is there, before the first pseudo-target: a student may follow.
 
-    Only what the store does not hold is asked of the engine. A source is a file of examples, or a list. An input the
-    model refused is a bad row, unless it is asked `again`. With `score` the model writes nothing: it reads the targets
-    of the examples, and what is kept is their log-probabilities and payload.
+    Raises StoreError where `teacher.store` holds other pseudo-targets or a shard is damaged, EngineError where the
+    engine cannot be opened or dies for good, DataError for more bad rows than data.max_bad_rows allows, RunError where
+    the stage is complete with other inputs.
     """
-    folder = Path(model) if isinstance(side.engine, EndpointEngine) else model_folder(model)
-    payload, why = (payload, "the method needs it") if payload else _payload(run, side, folder)
-    n = 1 if score else side.sampling.n
-    sampled = {"sampling": side.sampling.model_dump(mode="json", exclude={"n"})}
-    parts = {
-        "model": f"{model} at {side.engine.url}" if isinstance(side.engine, EndpointEngine) else content_hash(folder),
-        "prompt": prompt_parts(side),
-        "engine": side.engine.kind,
-        **({"scored": True} if score else sampled),
-        **({"seed": run.recipe.seed} if side.sampling.temperature and not score else {}),
+    plan = _plan(session, request)
+    inputs = {
+        **plan.parts,
+        "n": plan.samples,
+        "payload": plan.recorded.payload.model_dump(mode="json"),
+        "rows": {name: _digest(source, request.score) for name, source in request.sources.items()},
     }
-
-    def labels(store: str) -> Labelling:
-        chunk, mark = side.shard_rows, fingerprint(inputs)
-        return Labelling(run.path / name / "prompts.parquet", store, n, mark, payload, chunk, run.recipe.seed)
+    stored = StoredSource(
+        prompts=str(session.path / request.name / "prompts.parquet"),
+        store="",  # known once it is open
+        sources=tuple(request.sources),
+        samples=plan.samples,
+        chunk=request.role.shard_rows,
+        seed=session.recipe.seed,
+        payload=plan.recorded.payload,
+        mark=fingerprint(inputs),
+    )
 
     def work(stage: Path) -> tuple[dict, dict]:
-        from raykd.store.store import Store
+        return _label(session, plan, stage, lambda store: begun(replace(stored, store=store.path)))
 
-        store = Store.open(run.stores, parts, payload, side.store if isinstance(side, Teacher) else None)
-        with tempfile.TemporaryFile(dir=stage) as keys:
-            count = write_prompts(run, name, stage / "prompts.parquet", keys, side, folder, sources, score)
-            todo, reused = missing_samples(store, keys, count, n)
-        remote.send(stage)
-        stats = {"rows": count, "samples": n, "reused_rows": reused, "engine": side.engine.kind}
-        stats |= {"model": str(folder), "payload": store.payload.model_dump(mode="json"), "payload_why": why}
-        with _said(stage / PASS) as said:
-            if todo:
-                store.begin()
-            begun(labels(store.path))
-            called = model if isinstance(side.engine, EndpointEngine) else str(folder)
-            took, refused = _ask(run, name, called, side, store, stage / "prompts.parquet", todo, reused, said)
-        store.close()
-        failed = rejected_rows(name, stage / "prompts.parquet", refused)
-        bad = [] if again else failed
-        run.tolerate(bad)
-        return {"store": store.path, "bad_rows": bad}, {**stats, **took, "failed_rows": len(failed)}
-
-    rows = [
-        file_digest(s)
-        if isinstance(s, Path)
-        else fingerprint([[e.id, e.input, e.target if score else None] for e in s])
-        for s in sources
-    ]
-    inputs = {**parts, "n": n, "payload": payload.model_dump(mode="json"), "rows": rows}
-    result = run.stage(name, "label", inputs, work)
-    return labels(result["store"])
+    results = session.stage(request.name, "label", inputs, work, request.about)
+    return replace(stored, store=results["store"])
 
 
-def _payload(run: Run, side: Teacher | Student, folder: Path) -> tuple[Payload, str]:
-    """What to record beside the texts, and why."""
-    if isinstance(side, Student):
-        return TextPayload(kind="text", logprobs=False), "a student's answers are learnt as texts"
-    if not isinstance(side.payload, AutoPayload):
-        return side.payload, "the recipe says so"
-    training = run.recipe.student.training
+def _plan(session: Session, request: LabellingRequest) -> _Plan:
+    role = request.role
+    endpoint = role.engine if isinstance(role.engine, EndpointEngine) else None
+    folder = Path(request.model) if endpoint else model_folder(request.model)
+    sampling = {"sampling": role.sampling.model_dump(mode="json", exclude={"n"})}
+    parts = {
+        "model": f"{request.model} at {endpoint.url}" if endpoint else content_hash(folder),
+        "prompt": prompt_parts(role),
+        "engine": role.engine.kind,
+        **({"scored": True} if request.score else sampling),
+        **({"seed": session.recipe.seed} if role.sampling.temperature and not request.score else {}),
+    }
+    recorded = (
+        RecordedPayload(request.payload, "the method needs it")
+        if request.payload
+        else recorded_payload(session, role, folder)
+    )
+    return _Plan(request, folder, parts, samples=1 if request.score else role.sampling.n, recorded=recorded)
+
+
+def _digest(source: Path | list[Example], score: bool) -> str:
+    """A hash of a source's content, as far as it decides pseudo-targets."""
+    if isinstance(source, Path):
+        return file_digest(source)
+    return fingerprint([[e.id, e.input, e.target if score else None] for e in source])
+
+
+def recorded_payload(session: Session, role: Teacher | Student, folder: Path) -> RecordedPayload:
+    """What is recorded beside texts where the method does not say: the recipe's payload, or what its losses need.
+
+    `folder` is the model's.
+    """
+    if isinstance(role, Student):
+        return RecordedPayload(
+            TextPayload(kind="text", logprobs=False), "a student's pseudo-targets are learnt as texts"
+        )
+    if not isinstance(role.payload, AutoPayload):
+        return RecordedPayload(role.payload, "the recipe says so")
+    training = session.recipe.student.training
     if not training.needs_teacher():
-        return TextPayload(kind="text"), f"{' and '.join(training.losses)} learns texts"
+        return RecordedPayload(TextPayload(kind="text"), f"{' and '.join(training.losses)} learns texts")
     if not isinstance(training.teacher, StoredOutputs):
-        return TextPayload(kind="text"), f"training.teacher is {training.teacher.kind}, so nothing else is read from it"
-    from raykd.store.payloads import choose_payload
+        reason = f"training.teacher is {training.teacher.kind}, so nothing else is read from it"
+        return RecordedPayload(TextPayload(kind="text"), reason)
+    losses = {name: loss for name, loss in training.losses.items() if name not in WITHOUT_TEACHER}
+    draws_serve = all(name == "soft_cross_entropy" and loss.temperature == 1 for name, loss in losses.items())
+    sizes = *head_sizes(folder), parameter_count(session.recipe.student.model)
+    return RecordedPayload(*choose_payload(*sizes, draws_serve))
 
-    taught = {name: loss for name, loss in training.losses.items() if name not in WITHOUT_TEACHER}
-    drawn = all(name == "soft_cross_entropy" and loss.temperature == 1 for name, loss in taught.items())
-    return choose_payload(*head_sizes(folder), parameter_count(run.recipe.student.model), drawn)
+
+def _label(session: Session, plan: _Plan, stage: Path, begun: Callable[[Store], None]) -> tuple[dict, dict]:
+    """The stage's work: prompts, then the pseudo-targets that are missing. Returns the stage's results and stats."""
+    request, prompts_file = plan.request, stage / "prompts.parquet"
+    role = request.role
+    store = open_store(
+        session.stores, plan.parts, plan.recorded.payload, role.store if isinstance(role, Teacher) else None
+    )
+    with tempfile.TemporaryFile(dir=stage) as keys:
+        count = write_prompts(session, request, plan.folder, prompts_file, keys)
+        missing = missing_samples(store, keys, count, plan.samples)
+    remote.send(stage)
+    with _pass_file(stage / PASS) as note_rejected:
+        if missing.parts:
+            store.begin()
+        begun(store)
+        figures, rejected = _generate(session, plan, store, stage, missing, note_rejected)
+    store.close()
+    failed = rejected_rows(request.name, prompts_file, rejected)
+    bad_rows = failed if request.rejected_are_bad else []
+    session.tolerate(bad_rows)
+    stats = {
+        "rows": count,
+        "samples": plan.samples,
+        "reused_rows": missing.complete,
+        "engine": role.engine.kind,
+        "model": str(plan.folder),
+        "payload": store.payload.model_dump(mode="json"),
+        "payload_why": plan.recorded.reason,
+        **figures,
+        "failed_rows": len(failed),
+    }
+    return {"store": store.path, "bad_rows": bad_rows}, stats
 
 
 @contextmanager
-def _said(path: Path) -> Iterator[Callable[[dict[bytes, str]], None]]:
-    """For whom follows a labelling: a file that says which keys the model refused, and whether the labelling failed."""
+def _pass_file(path: Path) -> Iterator[Callable[[dict[bytes, str]], None]]:
+    """Keeps the file PASS for readers that follow: which keys the model rejected, and whether the labelling failed.
+
+    Yields a function that takes all keys rejected so far, with their reasons.
+    """
     known: list[str] = []
 
     def write(failed: str | None) -> None:
         write_json(path, {"refused": known, "failed": failed})
-        with suppress(RunError):  # who follows waits a little longer
+        with suppress(RunError):  # readers wait a little longer
             remote.send(path)
 
-    def said(refused: dict[bytes, str]) -> None:
-        if len(refused) > len(known):
-            known[:] = [key.hex() for key in refused]
+    def note_rejected(rejected: dict[bytes, str]) -> None:
+        if len(rejected) > len(known):
+            known[:] = [key.hex() for key in rejected]
             write(None)
 
     write(None)
     try:
-        yield said
+        yield note_rejected
     except BaseException as error:
         write(str(error) or type(error).__name__)
         raise
 
 
-def _ask(
-    run: Run,
-    name: str,
-    model: str,
-    side: Teacher | Student,
+def _generate(
+    session: Session,
+    plan: _Plan,
     store: Store,
-    asked: Path,
-    todo: list[tuple[np.ndarray, range]],
-    reused: int,
-    said: Callable[[dict[bytes, str]], None],
-) -> tuple[dict, dict[bytes, str]]:
-    """Have the engine answer what is missing; returns what it took and what was refused."""
-    count = sum(len(rows) for rows, _ in todo)
-    before = _spent(asked.with_name(SPENT))
-    if not count:
-        return _took(side, before, 0), {}
-    connect(run)
+    stage: Path,
+    missing: Missing,
+    note_rejected: Callable[[dict[bytes, str]], None],
+) -> tuple[dict[str, Any], dict[bytes, str]]:
+    """Let the engine write the missing samples. Returns figures for the stats, and rejected keys with their reasons."""
+    request, role, usage_file = plan.request, plan.request.role, stage / USAGE
+    before = _read_usage(usage_file)
+    if not missing.parts:
+        return _figures(role, before, 0), {}
+    session.connect()
     from raykd.cluster import counters, generate
-    from raykd.engines.engine import EngineConfig
 
-    counters.add("rows_reused", reused, run.recipe.name, name)
-
-    cluster = run.recipe.cluster
-    actors = cluster.teacher if isinstance(side, Teacher) else cluster.labelling_students
-    opening = EngineConfig(
-        side.engine,
-        model,
-        side.sampling,
-        int(fingerprint([run.recipe.seed, len(store.shards())])[:8], 16)
-        if side.sampling.temperature
-        else run.recipe.seed,
-        generate.share(actors, run.passes),
-        store.payload,  # perhaps richer than what is asked for
-        prompts.special_tokens(side.prompt),
-        actors.hang_minutes * 60,
+    counters.add("rows_reused", missing.complete, session.recipe.name, request.name)
+    actors = _actors(session, role)
+    labelling_pass = generate.LabellingPass(
+        prompts=str(stage / "prompts.parquet"),
+        engine=_engine_config(session, plan, store, generate.share(actors, session.passes)),
+        store=store,
+        actors=actors,
+        run=session.recipe.name,
+        stage=request.name,
     )
-    shard, most = side.shard_rows, actors.bounds()[1]
-    ordered = [(in_chunk_order(rows, shard, run.recipe.seed), samples) for rows, samples in todo]
-    pieces = [piece for rows, samples in ordered for piece in generate.pieces(rows, samples, shard, most)]
-    await_resources(run, name, actors.resources, max(1, actors.bounds()[0]))
+    least, most = actors.bounds()
+    pieces = [
+        piece
+        for rows, samples in missing.parts
+        for piece in generate.cut_pieces(
+            in_chunk_order(rows, role.shard_rows, session.recipe.seed), samples, role.shard_rows, most
+        )
+    ]
+    session.await_resources(request.name, actors.resources, max(1, least))
     begun = time.monotonic()
-    with run.console.bar(name, count, "rows") as update:
+    with session.console.bar(request.name, missing.count(), "rows") as update:
 
-        def landed(sum_: generate.Done) -> None:
-            update(sum_.rows, f"{sum_.output_tokens / (time.monotonic() - begun):.0f} tokens/s")
-            write_json(asked.with_name(SPENT), _spent_with(before, sum_))
-            if isinstance(side.engine, EndpointEngine):
-                remote.send(asked.with_name(SPENT))
-            said(sum_.refused)
+        def on_shard(progress: generate.Progress) -> None:
+            update(progress.rows, f"{progress.output_tokens / (time.monotonic() - begun):.0f} tokens/s")
+            write_json(usage_file, asdict(before.plus(progress)))
+            if plan.endpoint:
+                remote.send(usage_file)
+            note_rejected(progress.rejected)
 
-        done = generate.label(str(asked), pieces, opening, store, actors, landed, run.recipe.name, name)
-    took = _took(side, _spent_with(before, done), done.rows - len(done.refused))
-    took |= {"engine_deaths": done.engine_deaths, "replicas": actors.replicas, "threads": opening.threads}
-    return took, done.refused
-
-
-def _spent(path: Path) -> dict[str, float]:
-    """What a labelling took so far, in all its starts."""
-    if not path.exists():
-        return dict.fromkeys(("rows", "prompt_tokens", "output_tokens", "seconds"), 0)
-    return read_manifest(path)
+        progress = generate.label_pieces(labelling_pass, pieces, on_shard)
+    figures = _figures(role, before.plus(progress), progress.rows - len(progress.rejected))
+    figures |= {
+        "engine_deaths": progress.engine_deaths,
+        "replicas": actors.replicas,
+        "threads": labelling_pass.engine.threads,
+    }
+    return figures, progress.rejected
 
 
-def _spent_with(before: dict[str, float], done: generate.Done) -> dict[str, float]:
-    now = {name: before[name] + getattr(done, name) for name in ("rows", "prompt_tokens", "output_tokens")}
-    return now | {"seconds": before["seconds"] + max(0.0, done.ended - done.began)}  # without the engines' start
+def _actors(session: Session, role: Teacher | Student) -> Actors:
+    cluster = session.recipe.cluster
+    return cluster.teacher if isinstance(role, Teacher) else cluster.labelling_students
 
 
-def _took(side: Teacher | Student, spent: dict[str, float], new: int) -> dict[str, Any]:
-    """A labelling's figures; rows that are new in this start."""
-    rate = spent["output_tokens"] / max(spent["seconds"], 1e-9)
-    took = {"new_rows": new, **{n: spent[n] for n in ("prompt_tokens", "output_tokens", "seconds")}}
-    if isinstance(side.engine, EndpointEngine):
-        price = side.engine.price or Price(prompt=0, output=0)
-        cost = (spent["prompt_tokens"] * price.prompt + spent["output_tokens"] * price.output) / 1e6
-        took |= {"endpoint_rows": spent["rows"], "endpoint_cost": cost}
-    return took | {"tokens_per_second": rate}
+def _engine_config(session: Session, plan: _Plan, store: Store, threads: int) -> EngineConfig:
+    role, seed = plan.request.role, session.recipe.seed
+    return EngineConfig(
+        engine=role.engine,
+        model=plan.request.model if plan.endpoint else str(plan.folder),
+        sampling=role.sampling,
+        # a pass that goes on must not draw again what an earlier one drew
+        seed=int(fingerprint([seed, len(store.shards())])[:8], 16) if role.sampling.temperature else seed,
+        threads=threads,
+        payload=store.payload,  # perhaps richer than the requested one
+        special_tokens=prompts.special_tokens(role.prompt),
+        hang_seconds=_actors(session, role).hang_minutes * 60,
+    )
+
+
+def _read_usage(path: Path) -> Usage:
+    """What earlier starts of a labelling took."""
+    return Usage(**read_manifest(path)) if path.exists() else Usage()
+
+
+def _figures(role: Teacher | Student, usage: Usage, new_rows: int) -> dict[str, Any]:
+    """A labelling's figures for its manifest; `new_rows` are prompts that this start labelled."""
+    figures = {
+        "new_rows": new_rows,
+        "prompt_tokens": usage.prompt_tokens,
+        "output_tokens": usage.output_tokens,
+        "seconds": usage.seconds,
+    }
+    if isinstance(role.engine, EndpointEngine):
+        price = role.engine.price or Price(prompt=0, output=0)
+        cost = (usage.prompt_tokens * price.prompt + usage.output_tokens * price.output) / 1e6
+        figures |= {"endpoint_rows": usage.rows, "endpoint_cost": cost}
+    return figures | {"tokens_per_second": usage.output_tokens / max(usage.seconds, 1e-9)}

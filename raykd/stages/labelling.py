@@ -1,107 +1,100 @@
-"""TODO: docstring."""
+"""The records of a labelling: what is asked for, the file of its prompts, and reading its pseudo-targets."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raykd.data.examples import (
-    SAVED_ROWS,
-    Example,
-    Lineage,
-)
+from raykd.data.examples import SAVED_ROWS, Example, Lineage
 from raykd.recipe.generation import Payload
+from raykd.recipe.roles import Student, Teacher
 from raykd.recipe.training import StoredOutputs, Training
+from raykd.run.manifests import StageAbout
+from raykd.run.session import EVERY_ARM
+from raykd.store.read import read_texts
+from raykd.store.store import Store
+from raykd.training.sources import StoredSource
 
-if TYPE_CHECKING:
-    from raykd.training.sources import StoredSource
-
-
-PASS = "pass.json"  # of a labelling, beside its prompts
-SPENT = "spent.json"  # there as well: what it took so far
 TEACHER_LINEAGE = Lineage("teacher")
 PROMPTS = pa.schema(
     [
-        ("source", pa.int32()),
+        ("source", pa.string()),  # its name in LabellingRequest.sources
         ("id", pa.string()),
         ("input", pa.string()),
-        ("key", pa.binary(16)),
+        ("key", pa.binary(16)),  # of the prompt's rows in the store
         ("prompt", pa.string()),
-        ("target", pa.string()),  # where it is given, and only to be read
+        ("target", pa.string()),  # the target that is scored; null where the model writes one
     ]
 )
 
 
 @dataclass(frozen=True)
-class Labelling:
-    """A labelling: the file of its prompts, the store of the answers, samples per prompt.
+class LabellingRequest:
+    """What a model is to write pseudo-targets for.
 
-    mark names what was asked; payload is what was asked for beside texts; chunk, seed: the order of the asking.
-    `gold`, a parquet file of examples, gives further targets. `follow`: it may still go on.
+    name     of the stage
+    model    the model's folder or hub name; of an endpoint, the model's name there
+    role     the recipe's section teacher or student: prompt, decoding, engine
+    sources  by name ("unlabelled", "test", "part-0", ...) a parquet file of examples, or a list of examples
+    payload  what is recorded beside texts; None: what role and losses imply, see `stages.label.recorded_payload`
+    score    the model writes nothing, but scores the examples' targets: log-probabilities and payload are kept
+    about    what the stage is for, as its manifest says it to the report
+    rejected_are_bad  an input that the model rejects is a bad row, which data.max_bad_rows must allow
     """
 
-    prompts: Path
-    store: str
-    n: int
-    mark: str
-    payload: Payload
-    chunk: int
-    seed: int
-    sources: tuple[int, ...] = (0,)
-    gold: Path | None = None
-    follow: bool = False
+    name: str
+    model: str
+    role: Teacher | Student
+    sources: Mapping[str, Path | list[Example]]
+    payload: Payload | None = None
+    score: bool = False
+    rejected_are_bad: bool = True
+    about: StageAbout = EVERY_ARM
 
-    def source(self, training: Training) -> StoredSource:
-        """As rows that a student learns."""
-        from raykd.training.sources import StoredSource
 
-        tokens = training.needs_teacher() and isinstance(training.teacher, StoredOutputs)
-        return StoredSource(
-            str(self.prompts),
-            self.store,
-            self.sources,
-            self.n,
-            self.chunk,
-            self.seed,
-            tokens,
-            self.payload if tokens else None,
-            self.follow,
-            str(self.gold) if self.gold else None,
+def read_as(stored: StoredSource, training: Training) -> StoredSource:
+    """A labelling as a training reads it: token ids and payload for losses that read the store, else texts alone."""
+    if training.needs_teacher() and isinstance(training.teacher, StoredOutputs):
+        return stored
+    return replace(stored, payload=None)
+
+
+def read_samples(
+    stored: StoredSource, source: str, lineage: Lineage, most_inputs: int | None = None
+) -> list[list[Example]]:
+    """For each input of a source its pseudo-targets, with this lineage and their own score.
+
+    Ids of several samples end in #0, #1, ... An input that the model rejected is left out. `most_inputs` stops after
+    the first so many. Raises StoreError for a damaged shard.
+    """
+    prompts: list[tuple[str, str, bytes]] = []  # id, input, key
+    with pq.ParquetFile(stored.prompts) as file:
+        for batch in file.iter_batches(SAVED_ROWS, columns=["source", "id", "input", "key"]):
+            _, *columns = batch.filter(pc.equal(batch["source"], source)).columns
+            prompts += zip(*(column.to_pylist() for column in columns), strict=True)
+            if most_inputs is not None and len(prompts) >= most_inputs:
+                break
+    prompts = prompts[:most_inputs]
+    texts = read_texts(Store(stored.store), [key for *_, key in prompts], stored.samples)
+    by_input = []
+    for name, text, key in prompts:
+        samples = texts.get(key, [])
+        names = [f"{name}#{i}" for i in range(len(samples))] if len(samples) > 1 else [name]
+        by_input.append(
+            [
+                Example(sample_name, text, sample.text, lineage=replace(lineage, score=sample.mean_logprob))
+                for sample_name, sample in zip(names, samples, strict=False)
+            ]
         )
+    return [samples for samples in by_input if samples]
 
-    def answers(self, source: int, lineage: Lineage, most: int | None = None) -> list[list[Example]]:
-        """Of each input of a source the model's answers as targets: pseudo-targets, with this lineage and their score.
 
-        Ids of several samples end in #0, #1, ...; an input the model refused is left out. `most`: of the first inputs.
-        """
-        from raykd.store.store import Store
-
-        asked: list[tuple[str, str, bytes]] = []
-        with pq.ParquetFile(self.prompts) as file:
-            for batch in file.iter_batches(SAVED_ROWS, columns=["source", "id", "input", "key"]):
-                _, *columns = batch.filter(pa.array(batch["source"].to_numpy() == source)).columns
-                asked += zip(*(column.to_pylist() for column in columns), strict=True)
-                if most is not None and len(asked) >= most:
-                    break
-        asked = asked[:most]
-        texts = Store(self.store).texts([key for *_, key in asked], self.n)
-        labelled = []
-        for name, text, key in asked:
-            found = texts.get(key, [])
-            labelled.append(
-                [
-                    Example(
-                        f"{name}#{i}" if len(found) > 1 else name, text, answer, lineage=replace(lineage, score=score)
-                    )
-                    for i, (answer, score) in enumerate(found)
-                ]
-            )
-        return [several for several in labelled if several]
-
-    def examples(self, source: int = 0, lineage: Lineage = TEACHER_LINEAGE) -> list[Example]:
-        """`answers`, all in one list."""
-        return sum(self.answers(source, lineage), [])
+def read_pseudo_targets(stored: StoredSource, source: str, lineage: Lineage = TEACHER_LINEAGE) -> list[Example]:
+    """The pseudo-targets of `read_samples`, all in one list."""
+    return list(itertools.chain.from_iterable(read_samples(stored, source, lineage)))

@@ -1,29 +1,35 @@
-"""TODO: docstring."""
+"""What `raykd label` shows of a labelling."""
 
 from __future__ import annotations
 
-from raykd.data.examples import (
-    Example,
-)
-from raykd.run.folder import Run
-from raykd.stages.labelling import TEACHER_LINEAGE, Labelling
+import itertools
+
+from raykd.data.examples import Example
+from raykd.run.session import Session
+from raykd.stages.labelling import TEACHER_LINEAGE, read_samples
 from raykd.stages.rows import output_format
+from raykd.training.sources import StoredSource
 
-PREVIEWED, SHOWN = 1000, 8  # inputs of a labelling that are judged, and answers that are shown, by `raykd label`
+JUDGED_INPUTS, SHOWN_LINES = 1000, 8  # inputs whose pseudo-targets are judged; pseudo-targets that are shown
 
 
-def preview_pseudo_targets(run: Run, given: Labelling) -> list[str]:
-    """A few answers of a labelling, a line each, and how many of the first thousand inputs' are not of the format."""
-    form, name = output_format(run), run.recipe.pseudo_targets.format
-    answers = [e for several in given.answers(0, TEACHER_LINEAGE, PREVIEWED) for e in several]
-    reasons = [form.invalid(e.input, e.target or "") for e in answers]
+def preview_pseudo_targets(session: Session, stored: StoredSource) -> list[str]:
+    """Lines for the console: some pseudo-targets of the labelling's first source, and how many are invalid.
+
+    The last line counts, among the pseudo-targets of the first JUDGED_INPUTS inputs, those that are not of the
+    recipe's format; it is missing where the format is any text.
+    """
+    form, name = output_format(session), session.recipe.pseudo_targets.format
+    samples = read_samples(stored, stored.sources[0], TEACHER_LINEAGE, JUDGED_INPUTS)
+    pseudo_targets = list(itertools.chain.from_iterable(samples))
+    reasons = [form.invalid(e.input, e.target or "") for e in pseudo_targets]
 
     def line(example: Example, reason: str | None) -> str:
-        shown = (" ".join((text or "").split()) for text in (example.input, example.target))
-        return " => ".join(f"{text:.60}" for text in shown) + (f"   ({reason})" if reason else "")
+        texts = (" ".join((text or "").split()) for text in (example.input, example.target))
+        return " => ".join(f"{text:.60}" for text in texts) + (f"   ({reason})" if reason else "")
 
-    lines = [line(e, reason) for e, reason in list(zip(answers, reasons, strict=True))[:SHOWN]]
+    lines = [line(e, reason) for e, reason in list(zip(pseudo_targets, reasons, strict=True))[:SHOWN_LINES]]
     if name != "text":
-        wrong = sum(reason is not None for reason in reasons)
-        lines.append(f"{wrong} of the first {len(answers)} answers are not of the format {name}")
+        invalid = sum(reason is not None for reason in reasons)
+        lines.append(f"{invalid} of the first {len(pseudo_targets)} pseudo-targets are not of the format {name}")
     return lines

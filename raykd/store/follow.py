@@ -1,4 +1,4 @@
-"""TODO: docstring."""
+"""Looking up the rows of a store that may still be written."""
 
 from __future__ import annotations
 
@@ -12,82 +12,86 @@ import pyarrow as pa
 
 from raykd.errors import TrainingError
 from raykd.run import remote
-from raykd.store import payloads
+from raykd.store.ragged import Ragged, ragged
+from raykd.store.read import read_names, read_rows
 from raykd.store.store import Store
 
+PASS = "pass.json"  # beside a labelling's prompts: {"refused": keys as hex digits, "failed": a reason or None}
 POLL = 0.5  # seconds between looks at a store that is being written
-KEPT_SHARDS = 8  # decoded, while chunks are made of them
+DECODED_SHARDS = 8  # that stay in memory while chunks are made of them
 
 
 class StoreIndex:
-    """Where the rows of a store are: looked up as they are asked for, waited for while the store is written."""
+    """Where the rows of a store are. With `follow` a lookup waits for rows while the store is written."""
 
-    def __init__(self, store: Store, follow: bool, said: Path):
-        """`said` is where the pass says what it refused; see `stages.label`."""
-        self.store, self.follow, self.said = store, follow, said
+    def __init__(self, store: Store, follow: bool, pass_file: Path):
+        """`pass_file` is the file PASS of the labelling pass that writes the store."""
+        self.store, self.follow, self.pass_file = store, follow, pass_file
         self.shards: list[str] = []
-        self.names = np.zeros(0, "S20")
-        self.places = np.zeros((0, 2), np.int32)
-        self.decoded: dict[str, tuple[pa.Table, dict[str, tuple[np.ndarray, np.ndarray]]]] = {}
+        self.names = np.zeros(0, "S20")  # (key, sample) of every row as bytes, sorted
+        self.places = np.zeros((0, 2), np.int32)  # number of its shard, and its row there
+        self.decoded: dict[str, dict[str, list[Any] | Ragged]] = {}  # shard -> column -> cells
 
-    def answers(self, wanted: np.ndarray, columns: list[str]) -> list[dict[str, Any] | None]:
-        """Of each (key, sample) its columns; None where there is no answer."""
+    def lookup(self, wanted: np.ndarray, columns: list[str]) -> list[dict[str, Any] | None]:
+        """The columns of each row of `wanted`, an array of ROW; None for a row that the store does not hold.
+
+        With `follow` it returns when the store holds all of them, or is closed, or the model has rejected what is
+        missing. Raises TrainingError where the pass has failed, StoreError for a damaged shard.
+        """
         names = wanted.view("S20")
         while True:
             closed = not self.follow or self.store.closed  # asked before looking
-            self._look()
+            self._add_new_shards()
             at = np.minimum(np.searchsorted(self.names, names), max(0, len(self.names) - 1))
-            there = self.names[at] == names if len(self.names) else np.zeros(len(names), bool)
-            if closed or there.all() or self._never(wanted[~there]):
+            present = self.names[at] == names if len(self.names) else np.zeros(len(names), bool)
+            if closed or present.all() or self._all_rejected(wanted[~present]):
                 break
             time.sleep(POLL)
-        found: list[dict[str, Any] | None] = [None] * len(names)
-        for shard in np.unique(self.places[at[there], 0]) if there.any() else ():
-            table = self._shard(self.shards[shard], columns)
-            for i in np.flatnonzero(there):
+        rows: list[dict[str, Any] | None] = [None] * len(names)
+        for shard in np.unique(self.places[at[present], 0]) if present.any() else ():
+            cells = self._decoded_shard(self.shards[shard], columns)
+            for i in np.flatnonzero(present):
                 if self.places[at[i], 0] == shard:
-                    found[i] = {name: _cell(table[name], int(self.places[at[i], 1])) for name in columns}
-        return found
+                    rows[i] = {name: _cell(cells[name], int(self.places[at[i], 1])) for name in columns}
+        return rows
 
-    def _never(self, missing: np.ndarray) -> bool:
-        """Whether the teacher refused all that is missing. Raises TrainingError where it gave up."""
-        held = remote.tail(self.said, 0)
-        said = json.loads(held) if held else {"refused": [], "failed": None}
-        if said["failed"]:
-            raise TrainingError(f"the teacher, which is followed, stopped: {said['failed']}")
-        refused = np.array([bytes.fromhex(key) for key in said["refused"]], "S16")
-        return bool(np.isin(missing["key"], refused).all())
+    def _all_rejected(self, missing: np.ndarray) -> bool:
+        """Whether the model rejected the prompts of all these rows. Raises TrainingError where the pass has failed."""
+        text = remote.tail(self.pass_file, 0)
+        state = json.loads(text) if text else {"refused": [], "failed": None}
+        if state["failed"]:
+            raise TrainingError(f"the teacher, which is followed, stopped: {state['failed']}")
+        rejected = np.array([bytes.fromhex(key) for key in state["refused"]], "S16")
+        return bool(np.isin(missing["key"], rejected).all())
 
-    def _look(self) -> None:
-        """Learn what has landed since."""
-        new = [name for name in self.store.shards() if name not in set(self.shards)]
+    def _add_new_shards(self) -> None:
+        """Learn the rows of shards that have landed since the last call."""
+        known = set(self.shards)
+        new = [shard for shard in self.store.shards() if shard not in known]
         if not new:
             return
         names, places = [self.names], [self.places]
-        for name in new:
-            rows = self.store.names(name)
+        for shard in new:
+            rows = read_names(self.store, shard)
             names.append(rows.view("S20"))
             places.append(np.stack([np.full(len(rows), len(self.shards)), np.arange(len(rows))], 1).astype(np.int32))
-            self.shards.append(name)
-        together, where = np.concatenate(names), np.concatenate(places)
-        order = np.argsort(together, kind="stable")
-        self.names, self.places = together[order], where[order]
+            self.shards.append(shard)
+        all_names, all_places = np.concatenate(names), np.concatenate(places)
+        order = np.argsort(all_names, kind="stable")  # of a row in two shards the first counts
+        self.names, self.places = all_names[order], all_places[order]
 
-    def _shard(self, name: str, columns: list[str]) -> Any:
-        if name not in self.decoded:
-            while len(self.decoded) >= KEPT_SHARDS:
+    def _decoded_shard(self, shard: str, columns: list[str]) -> dict[str, list[Any] | Ragged]:
+        if shard not in self.decoded:
+            while len(self.decoded) >= DECODED_SHARDS:
                 del self.decoded[next(iter(self.decoded))]
-            table = self.store.rows(name, columns)
-            self.decoded[name] = {c: _column(table[c]) for c in columns}  # type: ignore[assignment]
-        return self.decoded[name]
+            table = read_rows(self.store, shard, columns)
+            self.decoded[shard] = {name: _cells(table[name]) for name in columns}
+        return self.decoded[shard]
 
 
-def _column(column: pa.ChunkedArray) -> Any:
-    return column.to_pylist() if pa.types.is_string(column.type) else payloads.flat(column)
+def _cells(column: pa.ChunkedArray) -> list[Any] | Ragged:
+    return column.to_pylist() if pa.types.is_string(column.type) else ragged(column)
 
 
-def _cell(column: Any, row: int) -> Any:
-    if isinstance(column, list):
-        return column[row]
-    values, offsets = column
-    return values[offsets[row] : offsets[row + 1]]
+def _cell(cells: list[Any] | Ragged, row: int) -> Any:
+    return cells.row(row) if isinstance(cells, Ragged) else cells[row]

@@ -1,4 +1,4 @@
-"""TODO: docstring."""
+"""Arithmetic on the names of rows: (key, sample) pairs as arrays of 20 bytes each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from raykd.store.schema import ROW, SPAN
 
 
 def row_names(rows: pa.Table) -> np.ndarray:
-    """(key, sample) of each row as an array of ROW."""
+    """(N,) ROW: the (key, sample) of each row of a table."""
     names = np.empty(rows.num_rows, ROW)
     keys = rows["key"].combine_chunks()
     start = 16 * keys.offset
@@ -18,26 +18,8 @@ def row_names(rows: pa.Table) -> np.ndarray:
     return names
 
 
-def native_buffer(data: bytes) -> pa.Buffer:
-    """The same bytes in Arrow's own memory.
-
-    Arrow's threads let go of what they read some time after they have read it. If Python has ended by then, letting go
-    of bytes of its own aborts the process.
-    """
-    buffer = pa.allocate_buffer(len(data))
-    np.frombuffer(buffer, np.uint8)[:] = np.frombuffer(data, np.uint8)
-    return buffer
-
-
-def list_means(values: np.ndarray, offsets: np.ndarray) -> list[float | None]:
-    """The mean of each list; None of an empty one."""
-    sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])[offsets]
-    counts = np.diff(offsets)
-    return [s / c if c else None for s, c in zip(np.diff(sums).tolist(), counts.tolist(), strict=True)]
-
-
 def new_rows(names: np.ndarray, seen: list[np.ndarray]) -> np.ndarray:
-    """Which rows are in no block of `seen` and not twice among themselves; adds them to `seen`.
+    """(N,) bool: which rows are in no block of `seen`, and not the second of their name. Adds them to `seen`.
 
     Blocks are sorted, and joined when they are alike in size, so that there are few: 20 bytes per row.
     """
@@ -56,7 +38,7 @@ def new_rows(names: np.ndarray, seen: list[np.ndarray]) -> np.ndarray:
 
 
 def sample_spans(names: np.ndarray) -> np.ndarray:
-    """Rows as spans of samples: (key, start, stop) for each run of numbers without a gap."""
+    """Rows as an array of SPAN: (key, start, stop) for each run of sample numbers without a gap."""
     names = np.sort(names.view("S20")).view(ROW)
     key, sample = names["key"], names["sample"]
     starts = np.ones(len(names), bool)

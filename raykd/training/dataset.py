@@ -1,4 +1,19 @@
-"""TODO: docstring."""
+"""Encoded rows on disk: an Arrow stream, mapped into memory, and read while it is still written.
+
+A record batch is a chunk of rows, of schema `encoded_schema`:
+
+    id            string
+    source        list<int32>              the student's prompt
+    teacher       list<int32>              the teacher's prompt, where a teacher reads along; else empty
+    targets       list<list<int32>>        the row's targets, with their end token
+    gold          list<bool>               whether a target is gold
+    weights       list<float>              what a target counts for in the loss
+    <payload>     list<list<...>>          what the store kept of each target, one after the other
+
+Beside a finished stream there is `<name>.json`: {rows, bad_rows, cut, empty, missing}. bad_rows: {row, reason} of each
+row that was left out; cut, empty: how many targets are; missing: how many rows have no target, because the teacher
+rejected their input.
+"""
 
 from __future__ import annotations
 
@@ -15,41 +30,68 @@ import numpy as np
 import pyarrow as pa
 
 from raykd.errors import StoreError
+from raykd.store.ragged import Ragged
+
+ENCODED_FORMAT = 2  # a stream of another format is not found under this one's name
+ROW_COLUMNS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.list_(pa.int32())),
+        ("teacher", pa.list_(pa.int32())),
+        ("targets", pa.list_(pa.list_(pa.int32()))),
+        ("gold", pa.list_(pa.bool_())),
+        ("weights", pa.list_(pa.float32())),
+    ]
+)
+# by kind of payload: its columns, and the type of their values
+PAYLOAD_COLUMNS: dict[str, dict[str, pa.DataType]] = {
+    "top_k": {"top_ids": pa.int32(), "top_logprobs": pa.float32(), "logprobs": pa.float32()},
+    "sampled": {"sampled_ids": pa.int32(), "sampled_counts": pa.uint8(), "sampled_lengths": pa.uint8()},
+    "hidden": {"hidden": pa.float16()},
+    "text": {},
+}
+
+
+def encoded_schema(payload: dict[str, pa.DataType]) -> pa.Schema:
+    """The schema of a stream with these payload columns, one of PAYLOAD_COLUMNS."""
+    return pa.schema([*ROW_COLUMNS, *((name, pa.list_(pa.list_(kind))) for name, kind in payload.items())])
 
 
 class Chunk:
-    """The arrays of a record batch, as views of the mapped file.
+    """The arrays of a record batch of R rows and V targets, as views of the mapped file.
 
-    source, teacher  (values, offsets) by row;  first (R + 1,), a row's first target among the chunk's
-    target           (values, offsets) by target;  gold, weights (V,);  payload  (values, offsets) by target, by name
+    source, teacher  token ids by row
+    target           token ids by target; payload  by its column's name, values by target
+    first            (R + 1,) the number of a row's first target among the chunk's
+    gold, weights    (V,)
     """
 
     def __init__(self, batch: pa.RecordBatch):
         self.ids, self.rows = batch["id"], batch.num_rows
-        self.source, self.teacher = _views(batch["source"]), _views(batch["teacher"])
+        self.source, self.teacher = _view(batch["source"]), _view(batch["teacher"])
         self.first = batch["targets"].offsets.to_numpy()
-        self.target = _views(batch["targets"].values)
+        self.target = _view(batch["targets"].values)
         self.gold = batch["gold"].values.to_numpy(zero_copy_only=False).astype(bool)
         self.weights = batch["weights"].values.to_numpy()
-        self.payload = {n: _views(batch[n].values) for n in batch.schema.names[6:]}
+        payload = [name for name in batch.schema.names if name not in ROW_COLUMNS.names]
+        self.payload = {name: _view(batch[name].values) for name in payload}
 
 
-def _views(lists: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
-    return lists.values.to_numpy(zero_copy_only=True) if len(lists.values) else np.zeros(0, np.int32), (
-        lists.offsets.to_numpy()
-    )
+def _view(lists: pa.ListArray) -> Ragged:
+    values = lists.values.to_numpy(zero_copy_only=True) if len(lists.values) else np.zeros(0, np.int32)
+    return Ragged(values, lists.offsets.to_numpy())
 
 
 class ChunkReader:
-    """Chunks of a stream, as they come to be there."""
+    """Reads the chunks of a stream as they are written."""
 
     def __init__(self, path: Path, later: Path | None = None):
-        """`later` is the file's name once it is finished, where that is another."""
+        """`later` is the file's name once it is finished, where that is another name."""
         self.path, self.later, self.at, self.over = path, later or path, 0, False
         self.schema: pa.Schema | None = None
 
     def more(self) -> list[Chunk]:
-        """Chunks that are there since the last call; `over` says whether these were the last."""
+        """Chunks that were written since the last call; `over` is True once these were the last."""
         if self.over:
             return []
         try:
@@ -58,7 +100,7 @@ class ChunkReader:
             return []
         if file.size() <= self.at:
             return []
-        found = []
+        chunks = []
         file.seek(self.at)
         while not self.over:
             try:
@@ -71,27 +113,30 @@ class ChunkReader:
             if self.schema is None:
                 self.schema = pa.ipc.read_schema(message)
             else:
-                found.append(Chunk(pa.ipc.read_record_batch(message, self.schema)))
+                chunks.append(Chunk(pa.ipc.read_record_batch(message, self.schema)))
             self.at = file.tell()
-        return found
+        return chunks
 
     def all(self, alive: Callable[[], None]) -> list[Chunk]:
-        """Every chunk, waited for; `alive` raises where they will never come."""
-        found = self.more()
+        """The chunks that `more` has not returned yet, up to the last, which is waited for.
+
+        `alive` raises where it will never come.
+        """
+        chunks = self.more()
         while not self.over:
             alive()
             time.sleep(0.02)
-            found += self.more()
-        return found
+            chunks += self.more()
+        return chunks
 
 
 def stream_complete(path: Path) -> bool:
-    """Whether a finished stream is there."""
+    """Whether there is a finished stream at this path."""
     return path.exists() and path.with_suffix(".json").exists()
 
 
 def stream_summary(path: Path) -> dict[str, Any]:
-    """What is beside a finished stream. Raises StoreError where it is damaged."""
+    """The summary beside a finished stream. Raises StoreError where it is damaged."""
     try:
         return json.loads(path.with_suffix(".json").read_text())
     except (OSError, ValueError) as error:
@@ -99,16 +144,18 @@ def stream_summary(path: Path) -> dict[str, Any]:
 
 
 class EncodedDataset:
-    """Rows of some chunks, numbered from 0, and their targets, numbered as well.
+    """The R rows of some chunks, numbered from 0, and their V targets, numbered from 0 as well.
 
-    source_lengths (R,), target_lengths (V,), first (R + 1,): a row's first target, gold and weights (V,)
+    source_lengths  (R,) tokens of each row's prompt; target_lengths  (V,) tokens of each target
+    first           (R + 1,) the number of a row's first target; row_of  (V,) the row of each target
+    gold, weights   (V,)
     """
 
     def __init__(self, chunks: Sequence[Chunk]):
         self.chunks = list(chunks)
         empty = np.zeros(0, np.int64)
-        self.source_lengths = np.concatenate([empty, *(np.diff(c.source[1]) for c in chunks)])
-        self.target_lengths = np.concatenate([empty, *(np.diff(c.target[1]) for c in chunks)])
+        self.source_lengths = np.concatenate([empty, *(c.source.lengths() for c in chunks)])
+        self.target_lengths = np.concatenate([empty, *(c.target.lengths() for c in chunks)])
         counts = np.concatenate([empty, *(np.diff(c.first) for c in chunks)])
         self.first = np.concatenate([[0], np.cumsum(counts)])
         self.gold = np.concatenate([np.zeros(0, bool), *(c.gold for c in chunks)])
@@ -121,61 +168,63 @@ class EncodedDataset:
         return len(self.source_lengths)
 
     def id(self, row: int) -> str:
+        """The id of a row's example."""
         chunk, at = self._find(self._rows, row)
         return chunk.ids[at].as_py()
 
     def sources(self) -> Iterator[bytes]:
-        """Of each row the bytes of its input's token ids."""
+        """For each row the bytes of its prompt's token ids."""
         for chunk in self.chunks:
             values, offsets = chunk.source
             raw, places = values.tobytes(), (offsets * values.itemsize).tolist()
             yield from (raw[a:b] for a, b in itertools.pairwise(places))
 
     def source(self, row: int) -> np.ndarray:
+        """(S,) token ids of the student's prompt."""
         chunk, at = self._find(self._rows, row)
-        values, offsets = chunk.source
-        return values[offsets[at] : offsets[at + 1]]
+        return chunk.source.row(at)
 
     def teacher(self, row: int) -> np.ndarray:
+        """(S,) token ids of the teacher's prompt; empty where no teacher reads along."""
         chunk, at = self._find(self._rows, row)
-        values, offsets = chunk.teacher
-        return values[offsets[at] : offsets[at + 1]]
+        return chunk.teacher.row(at)
 
     def target(self, number: int) -> np.ndarray:
+        """(T,) token ids of a target."""
         chunk, at = self._find(self._targets, number)
-        values, offsets = chunk.target
-        return values[offsets[at] : offsets[at + 1]]
+        return chunk.target.row(at)
 
     def payload(self, name: str, numbers: Iterable[int]) -> np.ndarray:
-        """What the store kept of some targets, one after the other, flat."""
-        found = []
+        """A payload column's values for some targets, one after the other, flat."""
+        arrays = []
         for number in numbers:
             chunk, at = self._find(self._targets, number)
-            values, offsets = chunk.payload[name]
-            found.append(values[offsets[at] : offsets[at + 1]])
-        return np.concatenate(found)
+            arrays.append(chunk.payload[name].row(at))
+        return np.concatenate(arrays)
 
     def _find(self, starts: np.ndarray, number: int) -> tuple[Chunk, int]:
+        """The chunk of a row or target, and its number there; `starts` are the first numbers of the chunks."""
         chunk = int(np.searchsorted(starts, number, side="right")) - 1
         return self.chunks[chunk], int(number - starts[chunk])
 
 
 class EncodedStream:
-    """A source's stream of chunks: made by the first worker's thread unless it is there, read by every worker."""
+    """A source's stream of chunks: written by a thread of one worker unless it is there, read by every worker."""
 
-    def __init__(self, path: Path, first: bool, make: Callable[[Path], Any], agree: Callable[[Any], Any]):
+    def __init__(self, path: Path, writes: bool, encode: Callable[[Path], Any], agree: Callable[[Any], Any]):
+        """`writes`: this worker writes the stream, by `encode(path)`; `agree` returns that worker's value to all."""
         self.path, self.error = path, None
         self.part = agree(path if stream_complete(path) else path.with_name(f".{path.name}.{secrets.token_hex(4)}"))
         self.thread = None
-        if self.part != path and first:
+        if self.part != path and writes:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.thread = threading.Thread(target=self._make, args=(make,), daemon=True)
+            self.thread = threading.Thread(target=self._write, args=(encode,), daemon=True)
             self.thread.start()
         self.reader = ChunkReader(self.part, path)
 
-    def _make(self, make: Callable[[Path], Any]) -> None:
+    def _write(self, encode: Callable[[Path], Any]) -> None:
         try:
-            make(self.part)
+            encode(self.part)
         except BaseException as error:
             self.error = error
             self.part.unlink(missing_ok=True)
@@ -184,12 +233,12 @@ class EncodedStream:
         self.part.replace(self.path)
 
     def alive(self) -> None:
-        """Raises what ended the making."""
+        """Raise the error that ended the writing, if there was one."""
         if self.error:
             raise self.error
 
     def about(self) -> dict[str, Any]:
-        """What was met on the way, once all of it is there."""
+        """The stream's summary, once all of it is written. Raises what ended the writing."""
         if self.thread:
             self.thread.join()
             self.alive()

@@ -1,4 +1,4 @@
-"""TODO: docstring."""
+"""Encoding: a source's rows, tokenized for student and teacher, written as an Arrow stream (see `dataset`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +15,9 @@ from raykd.data import prompts
 from raykd.data.prompts import PromptEncoder
 from raykd.errors import DataError, TrainingError
 from raykd.models.tokenizers import encode_inputs, encode_targets, load_tokenizer
-from raykd.store import payloads
-from raykd.training.sources import PAYLOAD_COLUMNS, FileSource, Row, StoredSource, Target, read_file, read_store
+from raykd.store.ragged import list_array
+from raykd.training.dataset import PAYLOAD_COLUMNS, encoded_schema
+from raykd.training.sources import FileSource, Row, StoredSource, Target, read_file, read_store
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,25 @@ class Limits:
     bad_rows: int  # tolerated
 
 
+class _Prompts(NamedTuple):
+    """Inputs as a model reads them."""
+
+    texts: list[str]
+    ids: list[list[int]]
+
+
+class _EncodedTarget(NamedTuple):
+    ids: Any  # (T,) token ids, or the numbers of an encoder's head; the reason where the target is unusable
+    target: Target
+
+
+class _EncodedRow(NamedTuple):
+    id: str
+    source: list[int]
+    teacher: list[int]
+    targets: list[_EncodedTarget]
+
+
 def encode_source(
     path: Path,
     source: FileSource | tuple[StoredSource, ...],
@@ -38,142 +58,172 @@ def encode_source(
     teacher: PromptEncoder | None,
     limits: Limits,
 ) -> dict[str, Any]:
-    """Encode a source into the stream at `path`, chunk after chunk; returns what is in its `.json`.
+    """Encode a source into the stream at `path`, chunk after chunk; returns the summary, also written as its `.json`.
 
-    Targets of an encoder's head are the numbers of `heads`. Raises DataError for more bad rows than tolerated,
-    TrainingError where the disk is full.
+    `teacher` is how a teacher that reads along makes its prompts. A text target becomes token ids with an end token;
+    for a student with an encoder's head, the numbers of `raykd.models.task_heads`. A summary: {rows, bad_rows, cut,
+    empty, missing}, see `dataset`.
+
+    Raises DataError for more bad rows than tolerated, TrainingError where the disk is full or a pass that is followed
+    has failed, StoreError for a damaged shard.
     """
     payload = None if isinstance(source, FileSource) else source[0].payload
-    kind = payload.kind if payload else "text"
-    encoder = _Encoder(student, teacher, limits, kind)
-    found = (
-        read_file(source) if isinstance(source, FileSource) else (rows for one in source for rows in read_store(one))
-    )
+    encoder = _Encoder(student, teacher, limits, PAYLOAD_COLUMNS[payload.kind if payload else "text"])
+    if isinstance(source, FileSource):
+        chunks = read_file(source)
+    else:
+        chunks = (chunk for stored in source for chunk in read_store(stored))
     try:
         with pa.OSFile(str(path), "wb") as file:
             out = pa.ipc.new_stream(file, encoder.schema)
-            for rows in found:
-                out.write_batch(encoder.batch(rows))
+            for chunk in chunks:
+                out.write_batch(encoder.batch(chunk))
             out.close()  # only here: it writes the mark of the end
-        about = {"rows": encoder.rows, "bad_rows": encoder.bad, "cut": encoder.cut}
-        about |= {"empty": encoder.empty, "missing": encoder.missing}
-        path.with_suffix(".json").write_text(json.dumps(about))
+        summary = encoder.summary()
+        path.with_suffix(".json").write_text(json.dumps(summary))
     except OSError as error:
         raise TrainingError(f"{path}: cannot be written: {error.strerror or error}") from None
-    return about
+    return summary
 
 
 class _Encoder:
-    """Chunks of rows to record batches, and what was met on the way."""
+    """Turns chunks of rows into record batches, and counts what is cut, empty, missing or bad."""
 
-    def __init__(self, student: PromptEncoder, teacher: PromptEncoder | None, limits: Limits, kind: str):
-        self.limits, self.kinds, self.reading = limits, PAYLOAD_COLUMNS[kind], student
-        self.student, self.teacher = _reader(student), _reader(teacher) if teacher else None
+    def __init__(
+        self, student: PromptEncoder, teacher: PromptEncoder | None, limits: Limits, payload: dict[str, pa.DataType]
+    ):
+        self.limits, self.payload, self.prompt_encoder = limits, payload, student
+        self.student, self.teacher = _prompt_function(student), _prompt_function(teacher) if teacher else None
         self.writes = student.task == "generation"
         self.tokenizer, self.causal = load_tokenizer(student.tokenizer, self.writes), not student.encoder
         self.rows = self.cut = self.empty = self.missing = 0
-        self.bad: list[str] = []
-        fields = [("id", pa.string()), ("source", pa.list_(pa.int32())), ("teacher", pa.list_(pa.int32()))]
-        fields += [("targets", pa.list_(pa.list_(pa.int32()))), ("gold", pa.list_(pa.bool_()))]
-        fields += [("weights", pa.list_(pa.float32()))]
-        fields += [(name, pa.list_(pa.list_(kind))) for name, kind in self.kinds.items()]
-        self.schema = pa.schema(fields)
+        self.bad_rows: list[dict[str, str]] = []
+        self.schema = encoded_schema(payload)
 
-    def batch(self, rows: list[Row]) -> pa.RecordBatch:
-        shown, sources = self.student([text for _, text, _ in rows])
-        taught = self.teacher([text for _, text, _ in rows])[1] if self.teacher else [[]] * len(rows)
-        texts = [t.text for _, _, targets in rows for t in targets if t.ids is None]
-        if self.writes:
-            read: Iterator[Any] = iter(encode_targets(self.tokenizer, texts))
-        else:
-            prompts = [prompt for prompt, (_, _, targets) in zip(shown, rows, strict=True) for _ in targets]
-            read = iter([self._numbers(prompt, text) for prompt, text in zip(prompts, texts, strict=True)])
-        kept: list[tuple[str, list[int], list[int], list[tuple[Any, Target]]]] = []
-        for (name, _, targets), source, teacher in zip(rows, sources, taught, strict=True):
-            encoded = [(next(read) if t.ids is None else t.ids, t) for t in targets]
-            if not targets:
-                self.missing += 1  # refused by the teacher, and reported there
-                continue
-            good = self._good(name, source, encoded)
-            if good:
-                kept.append((name, source, teacher, good))
-        self.rows += len(kept)
-        columns: list[pa.Array] = [
-            pa.array([k[0] for k in kept], pa.string()),
-            _lists([k[1] for k in kept], pa.int32()),
-            _lists([k[2] for k in kept], pa.int32()),
-            _nested([[ids for ids, _ in k[3]] for k in kept], pa.int32()),
-            pa.array([[t.gold for _, t in k[3]] for k in kept], pa.list_(pa.bool_())),
-            pa.array([[t.weight for _, t in k[3]] for k in kept], pa.list_(pa.float32())),
+    def summary(self) -> dict[str, Any]:
+        """Counts of the rows so far, and the bad ones."""
+        names = ("rows", "bad_rows", "cut", "empty", "missing")
+        return {name: getattr(self, name) for name in names}
+
+    def batch(self, chunk: list[Row]) -> pa.RecordBatch:
+        """The good rows of a chunk. Raises DataError for more bad rows than tolerated."""
+        rows = self._good_rows(chunk)
+        self.rows += len(rows)
+        payload = [
+            _nested([[t.target.payload.get(name, ()) for t in row.targets] for row in rows], kind)
+            for name, kind in self.payload.items()
         ]
-        for name, kind in self.kinds.items():
-            columns.append(_nested([[t.payload.get(name, ()) for _, t in k[3]] for k in kept], kind))
+        columns: list[pa.Array] = [
+            pa.array([row.id for row in rows], pa.string()),
+            _lists([row.source for row in rows], pa.int32()),
+            _lists([row.teacher for row in rows], pa.int32()),
+            _nested([[t.ids for t in row.targets] for row in rows], pa.int32()),
+            pa.array([[t.target.gold for t in row.targets] for row in rows], pa.list_(pa.bool_())),
+            pa.array([[t.target.weight for t in row.targets] for row in rows], pa.list_(pa.float32())),
+            *payload,
+        ]
         return pa.record_batch(columns, schema=self.schema)
 
-    def _numbers(self, prompt: str, target: str) -> list[int] | str:
-        """A target of an encoder's head, or what is wrong with it."""
+    def _good_rows(self, chunk: list[Row]) -> list[_EncodedRow]:
+        """The rows of a chunk that can be learnt, each with its targets that can be learnt."""
+        inputs = [row.input for row in chunk]
+        student = self.student(inputs)
+        teacher_ids = self.teacher(inputs).ids if self.teacher else [[]] * len(chunk)
+        target_ids = self._target_ids(chunk, student.texts)
+        rows = []
+        for row, source, teacher in zip(chunk, student.ids, teacher_ids, strict=True):
+            targets = [_EncodedTarget(next(target_ids) if t.ids is None else t.ids, t) for t in row.targets]
+            if not targets:
+                self.missing += 1  # the teacher rejected its input, and its labelling reports that
+                continue
+            good = self._good_targets(row.id, source, targets)
+            if good:
+                rows.append(_EncodedRow(row.id, source, teacher, good))
+        return rows
+
+    def _target_ids(self, chunk: list[Row], prompt_texts: list[str]) -> Iterator[Any]:
+        """For each target that comes as text, in order, its token ids or its head's numbers, or why it has none."""
+        if self.writes:
+            texts = [target.text for row in chunk for target in row.targets if target.ids is None]
+            return iter(encode_targets(self.tokenizer, texts))
+        return (
+            self._head_numbers(prompt, target.text)
+            for prompt, row in zip(prompt_texts, chunk, strict=True)
+            for target in row.targets
+            if target.ids is None
+        )
+
+    def _head_numbers(self, prompt: str, target: str) -> list[int] | str:
+        """The numbers of a target for an encoder's head, or why it has none."""
         from raykd.models import task_heads
 
+        encoder = self.prompt_encoder
         try:
-            return task_heads.numbers(self.reading.task, self.reading.labels, self.tokenizer, prompt, target)
+            return task_heads.encode_target(encoder.task, encoder.labels, self.tokenizer, prompt, target)
         except ValueError as error:
             return str(error)
 
-    def _good(self, name: str, source: list[int], targets: list[tuple[Any, Target]]) -> list[tuple[Any, Target]]:
-        """The targets that can be learnt; others are bad rows, or are cut, as the recipe says."""
+    def _good_targets(self, name: str, source: list[int], targets: list[_EncodedTarget]) -> list[_EncodedTarget]:
+        """The targets that can be learnt, cut where the recipe says so; a row with any other is a bad row."""
         limits, reason, good = self.limits, "", []
         if len(source) > limits.input_tokens:
             reason = f"input of {len(source)} tokens, at most {limits.input_tokens}"
         elif not source and self.causal:
             reason = "input of no tokens"
-        for ids, target in targets if not reason else ():
+        for encoded in targets if not reason else ():
+            ids, text = encoded.ids, encoded.target.text
             if isinstance(ids, str):
                 reason = ids
             elif len(ids) > limits.target_tokens and limits.long_targets == "refuse":
                 reason = f"target of {len(ids)} tokens, at most {limits.target_tokens}"
-            elif not len(ids) or (not target.text.strip() and limits.empty_targets == "refuse"):
+            elif not len(ids) or (not text.strip() and limits.empty_targets == "refuse"):
                 reason = "target is empty"
             else:
-                self.empty += not target.text.strip()
+                self.empty += not text.strip()
                 self.cut += len(ids) > limits.target_tokens
-                good.append(self._cut(ids, target) if len(ids) > limits.target_tokens else (ids, target))
+                good.append(_cut(encoded, limits.target_tokens))
         if reason:
-            self.bad.append(f"row {name}: {reason}")
-            if len(self.bad) > limits.bad_rows:
-                counted = f"(bad row {len(self.bad)}, {limits.bad_rows} tolerated)"
-                raise DataError(f"{limits.name}: {self.bad[-1]} {counted}")
+            self.bad_rows.append({"row": name, "reason": reason})
+            if len(self.bad_rows) > limits.bad_rows:
+                counts = f"(bad row {len(self.bad_rows)}, {limits.bad_rows} tolerated)"
+                raise DataError(f"{limits.name}: row {name}: {reason} {counts}")
         return good
 
-    def _cut(self, ids: Any, target: Target) -> tuple[Any, Target]:
-        """The first tokens alone, and what the store kept of them."""
-        count, most = len(ids), self.limits.target_tokens
-        payload = dict(target.payload)
-        if "sampled_lengths" in payload:
-            inside = int(np.asarray(payload["sampled_lengths"][:most], np.int64).sum())
-            payload = {n: v[: most if n == "sampled_lengths" else inside] for n, v in payload.items()}
-        else:
-            payload = {n: v[: len(v) // count * most] for n, v in payload.items()}
-        return ids[:most], target._replace(payload=payload)
+
+def _cut(encoded: _EncodedTarget, most: int) -> _EncodedTarget:
+    """A target's first `most` tokens, with the payload of these tokens."""
+    ids, target = encoded
+    if len(ids) <= most:
+        return encoded
+    payload = dict(target.payload)
+    if "sampled_lengths" in payload:
+        inside = int(np.asarray(payload["sampled_lengths"][:most], np.int64).sum())
+        payload = {n: v[: most if n == "sampled_lengths" else inside] for n, v in payload.items()}
+    else:
+        payload = {n: v[: len(v) // len(ids) * most] for n, v in payload.items()}
+    return _EncodedTarget(ids[:most], target._replace(payload=payload))
 
 
-def _reader(reading: PromptEncoder) -> Callable[[list[str]], tuple[list[str], list[list[int]]]]:
-    """Inputs to their prompts, and to the prompts' token ids."""
-    tokenizer = load_tokenizer(reading.tokenizer, reading.task == "generation")
-    render, special = prompts.renderer(reading.prompt, reading.shots, tokenizer), prompts.special_tokens(reading.prompt)
+def _prompt_function(encoder: PromptEncoder) -> Callable[[list[str]], _Prompts]:
+    """A function from inputs to their prompts."""
+    tokenizer = load_tokenizer(encoder.tokenizer, encoder.task == "generation")
+    render = prompts.renderer(encoder.prompt, encoder.shots, tokenizer)
+    special_tokens = prompts.special_tokens(encoder.prompt)
 
-    def read(texts: list[str]) -> tuple[list[str], list[list[int]]]:
-        shown = render(texts)
-        return shown, encode_inputs(tokenizer, shown, reading.encoder, special)
+    def to_prompts(inputs: list[str]) -> _Prompts:
+        texts = render(inputs)
+        return _Prompts(texts, encode_inputs(tokenizer, texts, encoder.encoder, special_tokens))
 
-    return read
+    return to_prompts
 
 
 def _lists(rows: Sequence[Any], kind: pa.DataType) -> pa.ListArray:
     sizes = np.array([len(row) for row in rows], np.int64)
     values = np.concatenate([np.zeros(0, kind.to_pandas_dtype()), *(np.asarray(row) for row in rows)])
-    return payloads.lists("token ids", values, sizes, kind)
+    return list_array("token ids", values, sizes, kind)
 
 
 def _nested(rows: Sequence[Sequence[Any]], kind: pa.DataType) -> pa.ListArray:
+    """Lists of lists: of each row its targets, of each target its values."""
     offsets = np.cumsum([0, *(len(row) for row in rows)]).astype(np.int32)
-    return pa.ListArray.from_arrays(offsets, _lists([one for row in rows for one in row], kind))
+    return pa.ListArray.from_arrays(offsets, _lists([values for row in rows for values in row], kind))

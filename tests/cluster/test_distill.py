@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import LLAMA, raykd, word
+from conftest import LLAMA, raykd, stored_tables, word
 from test_end_to_end import recipe
 
 from raykd.data.examples import chunk_order
@@ -74,7 +74,7 @@ def test_a_student_is_trained_while_the_teacher_still_writes(tmp_path, tiny_mode
     file = recipe(tmp_path, arms={}, method=method, data__gold=None, teacher=teacher, student=student)
     ran(file)
     labels, trained = manifest(tmp_path, "teacher/labels"), manifest(tmp_path, "distilled")
-    texts = Store(labels["results"]["store"]).answers(["text"])
+    texts = stored_tables(Store(labels["results"]["store"]), ["text"])
     assert "nobody trained" not in [text for rows in texts for text in rows["text"].to_pylist()]
     assert trained["started"] < labels["started"] + labels["seconds"]
     assert trained["stats"]["rows"] + trained["stats"]["dev_rows"] == 400

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, pairs, raykd, write_rows
+from conftest import ROOT, pairs, raykd, stored_tables, write_rows
 
 from raykd import reaper
 from raykd.store.store import Store
+from raykd.store.verify import verify_store
 
 ROWS, SHARD = 3000, 24
 KILLS = ["driver"] * 5 + ["actor"] * 6 + ["engine"] * 5  # and four nodes
@@ -57,9 +58,9 @@ def shards(folder: Path) -> dict[str, bytes]:
 def texts(folder: Path) -> dict[tuple[bytes, int], str]:
     """Every row, none of them twice."""
     (path,) = (folder / "stores").iterdir()
-    assert Store(path).verify() == []  # finds duplicates, too
+    assert verify_store(Store(path)) == []  # finds duplicates, too
     found = {}
-    for rows in Store(path).answers(["key", "sample", "text"]):
+    for rows in stored_tables(Store(path), ["key", "sample", "text"]):
         for key, sample, text in zip(*(rows[name].to_pylist() for name in rows.column_names), strict=True):
             assert (key, sample) not in found
             found[key, sample] = text

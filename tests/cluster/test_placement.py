@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import raykd
+from conftest import raykd, stored_tables
 from test_end_to_end import TRAINING, recipe
 
 from raykd import reaper
@@ -53,7 +53,7 @@ def test_replicas_and_students_have_gpus_of_their_own(tmp_path, eight_gpus, tiny
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / "runs/small"
     labels = json.loads((run / "teacher/labels/manifest.json").read_text())["results"]
-    texts = {text for rows in Store(labels["store"]).answers(["text"]) for text in rows["text"].to_pylist()}
+    texts = {text for rows in stored_tables(Store(labels["store"]), ["text"]) for text in rows["text"].to_pylist()}
     pairs = [set(text.split(",")) for text in texts]
     assert len(pairs) == 3 and all(len(pair) == 2 for pair in pairs) and len(set.union(*pairs)) == 6
     spans = [json.loads((run / f"mckd/round-1/student-{i}/manifest.json").read_text()) for i in range(2)]

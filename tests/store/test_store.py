@@ -15,15 +15,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import stored_tables
 
 from raykd import cli
 from raykd.engines.engine import PseudoTarget
 from raykd.errors import StoreError
 from raykd.recipe.generation import HiddenPayload, SampledPayload, TextPayload, TopKPayload
-from raykd.store import payloads
+from raykd.store import follow, payloads
+from raykd.store.follow import PASS, StoreIndex
+from raykd.store.open import open_store
 from raykd.store.payloads import choose_payload
-from raykd.store.schema import shard_schema, shard_table
+from raykd.store.ragged import ragged
+from raykd.store.read import read_texts, sample_counts
+from raykd.store.schema import ROW, shard_schema, shard_table
 from raykd.store.store import Store
+from raykd.store.verify import describe_store, verify_store
+from raykd.store.write import shard_bytes, write_shard
 
 PARTS = {"model": "abc", "prompt": "{input}", "engine": "vllm", "sampling": {"temperature": 1.0, "max_tokens": 8}}
 TEXT, SAMPLED, HIDDEN = TextPayload(kind="text"), SampledPayload(kind="sampled"), HiddenPayload(kind="hidden")
@@ -53,8 +60,13 @@ def recorded(payload, tokens, rng, vocabulary=152_000):
     return {"hidden": rng.normal(size=(tokens, 16)).astype(np.float16)} if payload.kind == "hidden" else {}
 
 
+def row_names_of(numbers, samples=range(2)):
+    """(key, sample) of these rows."""
+    return np.array([(key(n), s) for n in numbers for s in samples], ROW)
+
+
 def texts(store, keys, n):
-    return {name: [text for text, _ in several] for name, several in store.texts(keys, n).items()}
+    return {name: [sample.text for sample in several] for name, several in read_texts(store, keys, n).items()}
 
 
 def answer(text, payload=TEXT, tokens=5, seed=0):
@@ -71,7 +83,7 @@ def rows(numbers, samples=range(2), payload=TEXT):
 
 
 def lists(column):
-    values, offsets = payloads.flat(column)
+    values, offsets = ragged(column)
     return [values[a:b] for a, b in zip(offsets, offsets[1:], strict=False)]
 
 
@@ -82,7 +94,7 @@ def only(path):
 
 @pytest.fixture
 def store(tmp_path):
-    return Store.open(tmp_path, PARTS, TEXT)
+    return open_store(tmp_path, PARTS, TEXT)
 
 
 # ---------------------------------------------------------------------------------------- what is written
@@ -90,12 +102,12 @@ def store(tmp_path):
 
 @pytest.mark.parametrize("payload", [TEXT, TOP_8, SAMPLED, HIDDEN], ids=lambda p: p.kind)
 def test_what_is_written_is_read(tmp_path, payload):
-    store = Store.open(tmp_path, PARTS, payload)
+    store = open_store(tmp_path, PARTS, payload)
     answers = [[answer(f"{n}.{s}", payload, tokens=(n + s) % 7, seed=10 * n + s) for s in range(3)] for n in range(20)]
-    store.write(shard_table([key(n) for n in range(20)], range(3), answers, payload))
-    again = pickle.loads(pickle.dumps(Store.open(tmp_path, PARTS, payload)))
+    write_shard(store, shard_table([key(n) for n in range(20)], range(3), answers, payload))
+    again = pickle.loads(pickle.dumps(open_store(tmp_path, PARTS, payload)))
     names = ["key", "sample", "text", "token_ids", "logprobs", "finish_reason", *payloads.VALUES[payload.kind]]
-    (read,) = again.answers(names)
+    (read,) = stored_tables(again, names)
     assert read.column_names == names
     assert read["key"].to_pylist() == [key(n) for n in range(20) for _ in range(3)]
     assert read["sample"].to_pylist() == [0, 1, 2] * 20
@@ -115,42 +127,42 @@ def test_what_is_written_is_read(tmp_path, payload):
 
 def test_one_column_is_decoded_alone(tmp_path):
     for payload, name in ((TOP_8, "top_ids"), (TOP_8, "top_logprobs"), (SAMPLED, "sampled_ids")):
-        store = Store.open(tmp_path, PARTS, payload)
-        store.write(rows(range(9), payload=payload))
-        (alone,), (whole,) = store.answers([name]), store.answers(list(payloads.VALUES[payload.kind]))
+        store = open_store(tmp_path, PARTS, payload)
+        write_shard(store, rows(range(9), payload=payload))
+        (alone,), (whole,) = stored_tables(store, [name]), stored_tables(store, list(payloads.VALUES[payload.kind]))
         assert alone.column_names == [name]
         assert alone[name].equals(whole[name])
 
 
 def test_logits_that_are_masked_stay_finite(tmp_path):
-    store = Store.open(tmp_path, PARTS, TOP_4)
+    store = open_store(tmp_path, PARTS, TOP_4)
     masked = {
         "top_ids": np.array([[7, 3, 5, 1]], np.int32),
         "top_logprobs": np.array([[-0.1, -3, -1e30, -np.inf]], np.float32),
     }
     one = PseudoTarget("x", np.array([7]), np.array([-0.1]), "stop", masked)
-    store.write(shard_table([key(1)], range(1), [[one]], TOP_4))
-    (read,) = store.answers(["top_ids", "top_logprobs"])
+    write_shard(store, shard_table([key(1)], range(1), [[one]], TOP_4))
+    (read,) = stored_tables(store, ["top_ids", "top_logprobs"])
     assert read["top_ids"].to_pylist()[0][:2] == [7, 3]
     assert np.isfinite(lists(read["top_logprobs"])[0]).all()
 
 
 def test_the_same_work_twice_lands_once(tmp_path, store):
-    store.write(rows(range(3)))
+    write_shard(store, rows(range(3)))
     before = only(tmp_path / store.root).read_bytes()
     store.close()
     changed = rows(range(3)).set_column(2, "text", pa.array(["other"] * 6))
-    store.write(changed.take(pa.array([5, 4, 3, 2, 1, 0])))
+    write_shard(store, changed.take(pa.array([5, 4, 3, 2, 1, 0])))
     assert only(tmp_path / store.root).read_bytes() == before
     assert store.closed
 
 
 def test_more_samples_are_more_rows(store):
-    store.write(rows(range(4), range(0, 2)))
-    store.write(rows(range(2, 4), range(2, 5)))
-    store.write(rows([3], range(6, 7)))
-    store.write(rows([9], range(1, 3)))
-    keys, samples = store.held()
+    write_shard(store, rows(range(4), range(0, 2)))
+    write_shard(store, rows(range(2, 4), range(2, 5)))
+    write_shard(store, rows([3], range(6, 7)))
+    write_shard(store, rows([9], range(1, 3)))
+    keys, samples = sample_counts(store)
     held = {bytes(k).ljust(16, b"\0"): n for k, n in zip(keys, samples, strict=True)}
     assert held == {key(0): 2, key(1): 2, key(2): 5, key(3): 5, key(9): 0}
     assert samples.dtype == np.int32 and list(keys) == sorted(keys)
@@ -159,20 +171,20 @@ def test_more_samples_are_more_rows(store):
 
 
 def test_an_empty_store(store):
-    keys, samples = store.held()
+    keys, samples = sample_counts(store)
     assert len(keys) == len(samples) == 0
-    assert list(store.answers(["text"])) == store.verify() == []
-    assert store.describe()["rows"] == 0
+    assert stored_tables(store, ["text"]) == verify_store(store) == []
+    assert describe_store(store)["rows"] == 0
 
 
 def test_rows_of_another_payload_or_length_are_refused(tmp_path):
-    store = Store.open(tmp_path, PARTS, TOP_4)
+    store = open_store(tmp_path, PARTS, TOP_4)
     with pytest.raises(StoreError, match="its payload is top_k"):
-        store.write(rows(range(3)))
+        write_shard(store, rows(range(3)))
     whole = rows(range(3), payload=TOP_4)
     short = whole.set_column(4, "logprobs", pa.array([[]] * 5 + [[-0.5]], pa.list_(pa.float32())))
     with pytest.raises(StoreError, match="row 5: 1 logprobs for 3 tokens"):
-        store.write(short)
+        write_shard(store, short)
     assert store.shards() == []
 
 
@@ -180,41 +192,44 @@ def test_rows_of_another_payload_or_length_are_refused(tmp_path):
 
 
 def test_other_parts_are_another_store(tmp_path):
-    one = Store.open(tmp_path, PARTS, TEXT)
-    assert one.path == Store.open(tmp_path, dict(reversed(PARTS.items())), TEXT).path
-    assert one.path != Store.open(tmp_path, {**PARTS, "model": "abd"}, TEXT).path
+    one = open_store(tmp_path, PARTS, TEXT)
+    assert one.path == open_store(tmp_path, dict(reversed(PARTS.items())), TEXT).path
+    assert one.path != open_store(tmp_path, {**PARTS, "model": "abd"}, TEXT).path
 
 
 def test_a_richer_store_serves_a_poorer_payload_and_never_the_other_way(tmp_path):
-    eight = Store.open(tmp_path, PARTS, TOP_8)
-    eight.write(rows(range(6), payload=TOP_8))
-    four, text = Store.open(tmp_path, PARTS, TOP_4), Store.open(tmp_path, PARTS, TEXT)
+    eight = open_store(tmp_path, PARTS, TOP_8)
+    write_shard(eight, rows(range(6), payload=TOP_8))
+    four, text = open_store(tmp_path, PARTS, TOP_4), open_store(tmp_path, PARTS, TEXT)
     assert four.path == text.path == eight.path
     assert texts(text, [key(1)], 2) == {key(1): ["1.0", "1.1"]}
     assert four.payload == TOP_8
-    (cut,), (whole,) = four.answers(["top_ids", "top_logprobs"]), eight.answers(["top_ids", "top_logprobs"])
+    (cut,), (whole,) = (
+        stored_tables(four, ["top_ids", "top_logprobs"]),
+        stored_tables(eight, ["top_ids", "top_logprobs"]),
+    )
     for name in ("top_ids", "top_logprobs"):
         for short, long in zip(lists(cut[name]), lists(whole[name]), strict=True):
             np.testing.assert_array_equal(short.reshape(-1, 4), long.reshape(-1, 8)[:, :4])
     others = [SAMPLED, HIDDEN, TopKPayload(kind="top_k", k=9), SampledPayload(kind="sampled", draws=20)]
-    paths = {Store.open(tmp_path, PARTS, payload).path for payload in others}
+    paths = {open_store(tmp_path, PARTS, payload).path for payload in others}
     assert len(paths) == 4 and eight.path not in paths
 
 
 def test_an_exact_store_is_preferred(tmp_path):
-    text = Store.open(tmp_path, PARTS, TEXT)
-    assert Store.open(tmp_path, PARTS, HIDDEN).path != text.path
-    assert Store.open(tmp_path, PARTS, TEXT).path == text.path
+    text = open_store(tmp_path, PARTS, TEXT)
+    assert open_store(tmp_path, PARTS, HIDDEN).path != text.path
+    assert open_store(tmp_path, PARTS, TEXT).path == text.path
 
 
 def test_a_store_by_path_is_made_there_or_refused_with_every_difference(tmp_path):
     path = tmp_path / "mine"
-    Store.open(tmp_path / "stores", PARTS, TOP_4, path).write(rows(range(2), payload=TOP_4))
+    write_shard(open_store(tmp_path / "stores", PARTS, TOP_4, path), rows(range(2), payload=TOP_4))
     assert not (tmp_path / "stores").exists()
-    assert texts(Store.open(tmp_path / "stores", PARTS, TEXT, path), [key(0)], 1) == {key(0): ["0.0"]}
+    assert texts(open_store(tmp_path / "stores", PARTS, TEXT, path), [key(0)], 1) == {key(0): ["0.0"]}
     other = {**PARTS, "prompt": "Say: {input}", "sampling": {"temperature": 0.5, "max_tokens": 8}}
     with pytest.raises(StoreError) as error:
-        Store.open(tmp_path / "stores", other, TOP_8, path)
+        open_store(tmp_path / "stores", other, TOP_8, path)
     said = str(error.value)
     assert said.startswith(f"{path}: written with another prompt: '{{input}}', expected 'Say: {{input}}'; another ")
     assert "another sampling.temperature: 1.0, expected 0.5" in said
@@ -226,13 +241,13 @@ def test_an_unknown_format_is_refused(tmp_path, store):
     about = tmp_path / store.root / "store.json"
     about.write_text(json.dumps({**json.loads(about.read_text()), "format": 7}))
     said = f"{store.path}: format 7, this raykd reads 1 and 2"
-    assert Store(store.path).verify() == [said]
+    assert verify_store(Store(store.path)) == [said]
     with pytest.raises(StoreError) as error:
-        Store.open(tmp_path, PARTS, TEXT, store.path)
+        open_store(tmp_path, PARTS, TEXT, store.path)
     assert str(error.value) == said
     about.write_text('{"format"')
     with pytest.raises(StoreError, match="store.json: cannot be read"):
-        Store.open(tmp_path, PARTS, TEXT)
+        open_store(tmp_path, PARTS, TEXT)
 
 
 def format_1(path, sampling):
@@ -263,18 +278,18 @@ def test_a_store_of_format_1_is_migrated(tmp_path):
     path = tmp_path / "old"
     format_1(path, {**PARTS["sampling"], "n": 2})
     with pytest.raises(StoreError, match="another model: 'abc', expected 'abd'"):
-        Store.open(tmp_path, {**PARTS, "model": "abd"}, TEXT, path)
+        open_store(tmp_path, {**PARTS, "model": "abd"}, TEXT, path)
     with pytest.raises(StoreError, match="another payload"):
-        Store.open(tmp_path, PARTS, TOP_4, path)
+        open_store(tmp_path, PARTS, TOP_4, path)
     with pytest.raises(StoreError, match="format 1; a run with teacher.store"):
-        Store(path).describe()
+        describe_store(Store(path))
     assert json.loads((path / "store.json").read_text())["format"] == 1  # a refusal changes nothing
     for _ in range(2):
-        store = Store.open(tmp_path, PARTS, TEXT, path)
+        store = open_store(tmp_path, PARTS, TEXT, path)
         assert texts(store, map(key, range(4)), 2) == {key(n): [f"{n}.0", f"{n}.1"] for n in range(4)}
-        assert store.verify() == [] and store.closed
+        assert verify_store(store) == [] and store.closed
         assert len(list((path / "shards").iterdir())) == 2
-    read = pa.concat_tables(store.answers(["key", "sample", "token_ids"]))
+    read = pa.concat_tables(stored_tables(store, ["key", "sample", "token_ids"]))
     assert {(k, s): t for k, s, t in zip(*(read[c].to_pylist() for c in read.column_names), strict=True)} == {
         (key(n), s): [n, s] for n in range(4) for s in range(2)
     }
@@ -284,11 +299,11 @@ def test_a_migration_that_was_killed_goes_on(tmp_path, monkeypatch):
     path = tmp_path / "old"
     format_1(path, {**PARTS["sampling"], "n": 2})
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "_make", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Store, "write_about", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            Store.open(tmp_path, PARTS, TEXT, path)
-    store = Store.open(tmp_path, PARTS, TEXT, path)
-    assert store.describe()["rows"] == 8 and store.verify() == []
+            open_store(tmp_path, PARTS, TEXT, path)
+    store = open_store(tmp_path, PARTS, TEXT, path)
+    assert describe_store(store)["rows"] == 8 and verify_store(store) == []
 
 
 # ------------------------------------------------------------------------------------------------- damage
@@ -296,37 +311,37 @@ def test_a_migration_that_was_killed_goes_on(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("payload", [TEXT, TOP_4], ids=lambda p: p.kind)
 def test_every_flip_and_every_cut_is_found(tmp_path, payload):
-    store = Store.open(tmp_path, PARTS, payload)
-    store.write(rows(range(2), payload=payload))
+    store = open_store(tmp_path, PARTS, payload)
+    write_shard(store, rows(range(2), payload=payload))
     shard = only(tmp_path / store.root)
     whole = shard.read_bytes()
     flips = [whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :] for at in range(0, len(whole), 7)]
     cuts = [whole[:at] for at in range(0, len(whole), 97)] + [whole + b"\0"]
     for damaged in flips + cuts:
         shard.write_bytes(damaged)
-        (line,) = store.verify()
+        (line,) = verify_store(store)
         assert line.startswith(f"{store.path}/shards/{shard.name}: damaged shard: ")
         with pytest.raises(StoreError, match=f"{shard.name}: damaged shard: "):
-            list(store.answers(["text"]))
+            stored_tables(store, ["text"])
         with pytest.raises(StoreError, match=f"{shard.name}: damaged shard: "):
             texts(store, [key(0)], 1)
     for damaged in cuts[:-1]:
         shard.write_bytes(damaged)
         with pytest.raises(StoreError, match="damaged shard"):
-            store.held()
+            sample_counts(store)
     shard.write_bytes(whole)
-    assert store.verify() == []
+    assert verify_store(store) == []
 
 
 def test_a_half_written_shard_is_not_seen(tmp_path, store):
     (tmp_path / store.root / "shards").mkdir()
     (tmp_path / store.root / "shards" / f".{'0' * 16}-{'0' * 16}.parquet.1.2").write_bytes(b"PAR1")
-    assert store.shards() == store.verify() == [] and len(store.held()[0]) == 0
+    assert store.shards() == verify_store(store) == [] and len(sample_counts(store)[0]) == 0
 
 
 @pytest.mark.parametrize("broken", ["replace", "fsync"])
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, store, monkeypatch, broken):
-    store.write(rows(range(2)))
+    write_shard(store, rows(range(2)))
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -334,60 +349,60 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, store, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(os, broken, full)
         with pytest.raises(StoreError, match="cannot be written: No space left on device") as error:
-            store.write(rows(range(2, 4)))
+            write_shard(store, rows(range(2, 4)))
     assert "\n" not in str(error.value)
     assert len(list((tmp_path / store.root / "shards").iterdir())) == 1
-    store.write(rows(range(2, 4)))
+    write_shard(store, rows(range(2, 4)))
     assert len(store.shards()) == 2
 
 
 def landed(store, name, content):
     """A shard as no `write` would land it."""
-    data = payloads.encoded(content)
-    store._put(f"shards/{name * 16}-{hashlib.sha256(data).hexdigest()[:16]}.parquet", data)
+    data = shard_bytes(content)
+    store.put(f"shards/{name * 16}-{hashlib.sha256(data).hexdigest()[:16]}.parquet", data)
 
 
-def test_of_duplicate_rows_the_first_by_name_counts(store):
+def test_of_duplicate_rows_the_first_by_name_counts(tmp_path, store):
     for name in "fa0":
         said = pa.array([f"{name}{at}" for at in range(6)])
         landed(store, name, rows([1, 2, ord(name)]).set_column(2, "text", said))
     assert texts(store, [key(1), key(2)], 2) == {key(1): ["00", "01"], key(2): ["02", "03"]}
-    read = pa.concat_tables(store.answers(["text"]))["text"].to_pylist()
-    assert read == ["00", "01", "02", "03", "04", "05", "a4", "a5", "f4", "f5"]
-    keys, samples = store.held()
+    found = StoreIndex(store, False, tmp_path / PASS).lookup(row_names_of([1, 2, *map(ord, "0af")]), ["text"])
+    assert [row["text"] for row in found] == ["00", "01", "02", "03", "04", "05", "a4", "a5", "f4", "f5"]
+    keys, samples = sample_counts(store)
     assert len(keys) == 5 and set(samples) == {2}
-    assert [line.split(": ", 1)[1] for line in store.verify()] == [
+    assert [line.split(": ", 1)[1] for line in verify_store(store)] == [
         "4 duplicate rows: (key, sample) was there before"
     ] * 2
 
 
 def test_verify_names_what_is_missing_or_cannot_be_right(tmp_path):
-    store = Store.open(tmp_path, PARTS, SAMPLED)
-    store.write(rows(range(4), payload=SAMPLED))
+    store = open_store(tmp_path, PARTS, SAMPLED)
+    write_shard(store, rows(range(4), payload=SAMPLED))
     store.close()
     shard = only(tmp_path / store.root)
     shard.rename(shard.with_name("elsewhere"))
-    assert store.verify() == [f"{store.path}/shards/{shard.name}: missing: closed.json names it"]
+    assert verify_store(store) == [f"{store.path}/shards/{shard.name}: missing: closed.json names it"]
     shard.with_name("elsewhere").rename(shard)
-    assert store.verify() == []
+    assert verify_store(store) == []
     landed(store, "0", rows([7]))
     counts = [[1]] + lists(rows([8], payload=SAMPLED)["sampled_counts"])[1:]
     at = rows([8], payload=SAMPLED).column_names.index("sampled_counts")
     wrong = rows([8], payload=SAMPLED).set_column(at, "sampled_counts", pa.array(counts, pa.list_(pa.uint8())))
     landed(store, "1", wrong)
-    lines = store.verify()
+    lines = verify_store(store)
     assert len(lines) == 2
     assert "wrong schema" in lines[0] and "row 0: 1 sampled_counts for 1 tokens, expected" in lines[1]
     whole = rows([9], range(1), payload=SAMPLED)
     whole = whole.set_column(3, "token_ids", pa.array([[5]], pa.list_(pa.int32())))
     landed(store, "3", whole)
-    assert "row 0: 2 sampled_lengths for 1 tokens, expected 1" in store.verify()[3]
-    store = Store.open(tmp_path, PARTS, TOP_4)
+    assert "row 0: 2 sampled_lengths for 1 tokens, expected 1" in verify_store(store)[3]
+    store = open_store(tmp_path, PARTS, TOP_4)
     whole = rows([4], payload=TOP_4)
     short = [ids[:-1] if len(ids) else ids for ids in lists(whole["top_ids"])]
     at = whole.column_names.index("top_ids")
     landed(store, "2", whole.set_column(at, "top_ids", pa.array(short, pa.list_(pa.int32()))))
-    assert any("top_ids for 4 tokens" in line or "top_logprobs for 4 tokens" in line for line in store.verify())
+    assert any("top_ids for 4 tokens" in line or "top_logprobs for 4 tokens" in line for line in verify_store(store))
 
 
 # ----------------------------------------------------------------------------- elsewhere, and while it grows
@@ -395,41 +410,42 @@ def test_verify_names_what_is_missing_or_cannot_be_right(tmp_path):
 
 def test_a_store_at_a_url(tmp_path):
     folder = f"memory://{tmp_path.name}"
-    store = Store.open(folder, PARTS, TOP_8)
+    store = open_store(folder, PARTS, TOP_8)
     assert store.path.startswith(folder)
-    store.write(rows(range(3), payload=TOP_8))
+    write_shard(store, rows(range(3), payload=TOP_8))
     store.close()
-    again = pickle.loads(pickle.dumps(Store.open(folder, PARTS, TOP_4)))
-    assert again.path == store.path and again.closed and again.verify() == []
-    assert len(again.held()[0]) == 3 and texts(again, [key(2)], 1) == {key(2): ["2.0"]}
-    assert next(again.answers(["top_ids"])).num_rows == 6
-    assert again.describe()["state"] == "closed"
+    again = pickle.loads(pickle.dumps(open_store(folder, PARTS, TOP_4)))
+    assert again.path == store.path and again.closed and verify_store(again) == []
+    assert len(sample_counts(again)[0]) == 3 and texts(again, [key(2)], 1) == {key(2): ["2.0"]}
+    assert stored_tables(again, ["top_ids"])[0].num_rows == 6
+    assert describe_store(again)["state"] == "closed"
 
 
 def test_a_full_bucket_is_one_line(tmp_path, monkeypatch):
-    store = Store.open(f"memory://{tmp_path.name}", PARTS, TEXT)
+    store = open_store(f"memory://{tmp_path.name}", PARTS, TEXT)
 
     def full(*_, **__):
         raise OSError("quota exceeded")
 
     monkeypatch.setattr(type(store.fs), "pipe_file", full)
     with pytest.raises(StoreError, match="cannot be written: quota exceeded"):
-        store.write(rows(range(3)))
+        write_shard(store, rows(range(3)))
 
 
 def test_a_write_opens_a_closed_store(store):
-    store.write(rows(range(2)))
+    write_shard(store, rows(range(2)))
     assert not store.closed
     store.close()
     assert Store(store.path).closed
-    store.write(rows(range(2, 4)))
+    write_shard(store, rows(range(2, 4)))
     assert not store.closed
 
 
-def test_a_reader_follows_until_the_store_is_closed(store, monkeypatch):
-    opened, read = [], Store._read
-    monkeypatch.setattr(Store, "_read", lambda self, name, *rest: opened.append(name) or read(self, name, *rest))
-    store.write(rows([100]))
+def test_a_reader_follows_until_the_store_is_closed(tmp_path, store, monkeypatch):
+    monkeypatch.setattr(follow, "POLL", 0.01)
+    opened, read = [], Store.read_shard
+    monkeypatch.setattr(Store, "read_shard", lambda self, name, *rest: opened.append(name) or read(self, name, *rest))
+    write_shard(store, rows([100]))
     order = [3, 1, 4, 0, 2]
     seen: list[str] = []
 
@@ -438,13 +454,15 @@ def test_a_reader_follows_until_the_store_is_closed(store, monkeypatch):
         for number in order:
             while f"{number}.0" not in seen and len(seen) < 2 * (1 + order.index(number)):
                 time.sleep(0.005)  # until the reader has what landed before
-            other.write(rows([number]))
+            write_shard(other, rows([number]))
         other.close()
 
     writer = threading.Thread(target=work)
     writer.start()
-    for part in store.answers(["text"], follow=True, poll=0.01):
-        seen += part["text"].to_pylist()
+    index = StoreIndex(store, True, tmp_path / PASS)
+    for number in [100, *order]:
+        seen += [row["text"] for row in index.lookup(row_names_of([number]), ["text"])]
+    assert index.lookup(row_names_of([7]), ["text"]) == [None, None]  # once the store is closed, not before
     writer.join()
     assert seen == [f"{n}.{s}" for n in [100, *order] for s in range(2)]
     assert sorted(opened) == store.shards()  # each once
@@ -478,10 +496,10 @@ def test_bytes_per_token_at_a_large_vocabulary(tmp_path):
         "sampled_lengths": np.array([len(i) for i, _ in drawn], np.int32),
     }
     for payload, arrays, most in ((TopKPayload(kind="top_k", k=64), top, 225), (SAMPLED, sampled, 50)):
-        store = Store.open(tmp_path, PARTS, payload)
+        store = open_store(tmp_path, PARTS, payload)
         one = PseudoTarget("x", np.zeros(tokens, np.int32), np.zeros(tokens, np.float32), "stop", arrays)
-        store.write(shard_table([key(1)], range(1), [[one]], payload))
-        found = store.describe()["bytes_per_token_of"]
+        write_shard(store, shard_table([key(1)], range(1), [[one]], payload))
+        found = describe_store(store)["bytes_per_token_of"]
         # the bars are 300 and 60; these are what was measured, and a little
         took = sum(found[name] for name in arrays)
         assert took <= most
@@ -500,9 +518,9 @@ def test_held_is_small_in_memory(tmp_path, store):
             "logprobs": pa.array([[]] * count, pa.list_(pa.float32())),
             "finish_reason": pa.array(["stop"] * count),
         }
-        store.write(pa.table(columns, schema=shard_schema(TEXT)))
+        write_shard(store, pa.table(columns, schema=shard_schema(TEXT)))
     tracemalloc.start()
-    held, samples = store.held()
+    held, samples = sample_counts(store)
     size, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(held) == keys and (samples == 1).all()
@@ -531,7 +549,7 @@ def test_the_payload_is_chosen_by_arithmetic(vocabulary, hidden, student, kind):
 
 
 def test_the_command_line_shows_and_verifies(tmp_path, store, capsys):
-    store.write(rows(range(3)))
+    write_shard(store, rows(range(3)))
     store.close()
     assert cli.main(["store", "show", store.path]) == 0
     shown = capsys.readouterr().out

@@ -29,7 +29,9 @@ from raykd.recipe.models import FromConfig
 from raykd.recipe.training import Gold, Mixture, PseudoTargets, Training
 from raykd.stages.labelling import PROMPTS
 from raykd.store.schema import shard_table
+from raykd.store.open import open_store
 from raykd.store.store import Store
+from raykd.store.write import write_shard
 from raykd.training import loop
 from raykd.training.dataset import ChunkReader, EncodedDataset
 from raykd.training.encode import Limits, encode_source
@@ -54,7 +56,14 @@ def answered(tiny_models, tmp_path_factory):
     for name, payload in PAYLOADS.items():
         sampling = Sampling(n=2, temperature=1.0, max_tokens=6)
         engine = open_engine(
-            EngineConfig(TransformersEngine(kind="transformers"), str(tiny_models["llama"]), sampling, 0, 1, payload)
+            EngineConfig(
+                engine=TransformersEngine(kind="transformers"),
+                model=str(tiny_models["llama"]),
+                sampling=sampling,
+                seed=0,
+                threads=1,
+                payload=payload,
+            )
         )
         found[name] = engine.generate(rendered, range(2))
         engine.close()
@@ -67,19 +76,26 @@ def stored(folder: Path, answered, kind: str, rows: slice = slice(None), close: 
     payload = PAYLOADS[kind]
     texts = [row["input"] for row in pairs(60)]
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [(0, f"r{i}", t, k, f"{t} =>", None) for i, (t, k) in enumerate(zip(texts, keys, strict=True))]
+    lines = [("unlabelled", f"r{i}", t, k, f"{t} =>", None) for i, (t, k) in enumerate(zip(texts, keys, strict=True))]
     save_rows(folder / "prompts.parquet", lines, PROMPTS)
-    store = Store.open(folder, {}, payload, folder / "store")
+    store = open_store(folder, {}, payload, folder / "store")
     mine = list(zip(keys, answers[kind], strict=True))[rows]
     for at in range(0, len(mine), 16):
         part = mine[at : at + 16]
-        store.write(shard_table([k for k, _ in part], range(2), [a for _, a in part], payload))
+        write_shard(store, shard_table([k for k, _ in part], range(2), [a for _, a in part], payload))
     if close:
         store.close()
     else:
         store.begin()
-    given = None if kind == "text" else payload
-    return StoredSource(str(folder / "prompts.parquet"), store.path, (0,), 2, 16, 3, given is not None, given)
+    return StoredSource(
+        prompts=str(folder / "prompts.parquet"),
+        store=store.path,
+        sources=("unlabelled",),
+        samples=2,
+        chunk=16,
+        seed=3,
+        payload=None if kind == "text" else payload,
+    )
 
 
 def job(folder: Path, tokenizer, model, source, **changes) -> TrainingSpec:
@@ -193,7 +209,7 @@ def test_a_student_follows_a_store_that_is_still_written(tmp_path, shared_tokeni
             for first in (24, 8, 1, 32, 16):
                 time.sleep(0.4)
                 rows = slice(first, min(first + (7 if first == 1 else 8), 40))
-                store.write(shard_table(keys[rows], range(2), answers["top_k"][rows], PAYLOADS["top_k"]))
+                write_shard(store, shard_table(keys[rows], range(2), answers["top_k"][rows], PAYLOADS["top_k"]))
             store.close()
 
         writer = threading.Thread(target=land)
@@ -276,7 +292,7 @@ def test_rows_that_do_not_fit(tmp_path, shared_tokenizer):
 
     about, found = written("refuse", "refuse", 1)
     assert (
-        about == {"rows": 2, "bad_rows": ["row b: target is empty"], "cut": 0, "empty": 0, "missing": 0}
+        about == {"rows": 2, "bad_rows": [{"row": "b", "reason": "target is empty"}], "cut": 0, "empty": 0, "missing": 0}
         and len(found) == 2
     )
     limits = Limits("t", 9, 3, "cut", "keep", 0)

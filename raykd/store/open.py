@@ -1,0 +1,79 @@
+"""Finding the store that serves a labelling, or making it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fsspec.core import url_to_fs
+
+from raykd.errors import StoreError
+from raykd.recipe.generation import Payload
+from raykd.run.files import fingerprint
+from raykd.store import format_1, payloads
+from raykd.store.schema import FORMAT
+from raykd.store.store import Store, checked_format, payload_of
+
+_MISSING = object()
+
+
+def open_store(folder: str | Path, parts: dict[str, Any], payload: Payload, path: str | Path | None = None) -> Store:
+    """The store at `path`, or the one below `folder` that serves; made if it is not there.
+
+    `parts` is all that decides a pseudo-target, as JSON can hold it. Rows that are written into the store must have
+    its `payload`, which may be richer than the one in the arguments. A store of format 1 at `path` is migrated. Raises
+    StoreError where the one at `path` was written with other parts or a poorer payload.
+    """
+    parts = json.loads(json.dumps(parts))
+    store = Store(path, payload) if path else _find(folder, parts, payload)
+    about = store.read_json("store.json")
+    if about is None:
+        store.write_about(parts, payload)
+        return store
+    old = about.get("format") == 1
+    wrong = _differences(
+        format_1.about_as_format_2(about) if old else checked_format(store.path, about), parts, payload
+    )
+    if wrong:
+        raise StoreError(f"{store.path}: written with another {'; another '.join(wrong)}")
+    if old:
+        format_1.migrate(store, about)
+    return store
+
+
+def store_name(parts: dict[str, Any], payload: Payload) -> str:
+    """The name of the folder of a new store."""
+    return fingerprint({"format": FORMAT, **parts, "payload": payload.model_dump(mode="json")})
+
+
+def _find(folder: str | Path, parts: dict[str, Any], payload: Payload) -> Store:
+    """The store below `folder` that serves; the one of this very payload, or else any; or the one to be made."""
+    exact = Store(f"{folder}/{store_name(parts, payload)}", payload)
+    if exact.read_json("store.json") is not None:
+        return exact
+    fs, root = url_to_fs(str(folder))
+    fs.invalidate_cache()
+    for path in sorted(fs.ls(root, detail=False)) if fs.exists(root) else []:
+        store = Store(f"{folder}/{path.rstrip('/').rsplit('/', 1)[-1]}", payload)
+        about = store.read_json("store.json") if fs.isdir(path) else None
+        if about and about.get("format") == FORMAT and not _differences(about, parts, payload):
+            return store
+    return exact
+
+
+def _differences(about: dict[str, Any], parts: dict[str, Any], payload: Payload) -> list[str]:
+    """The reasons why a store does not serve, each as `name: its value, expected ...`."""
+    lines = _different("", about["parts"], parts)
+    if not payloads.serves(payload_of(about), payload):
+        lines += [f"payload: {about['payload']}, expected {payload.model_dump(mode='json')} or richer"]
+    return lines
+
+
+def _different(name: str, old: Any, new: Any) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = [*old, *(key for key in new if key not in old)]
+        fields = ((f"{name}.{key}" if name else key, old.get(key, _MISSING), new.get(key, _MISSING)) for key in names)
+        return [line for field in fields for line in _different(*field)]
+    old_text, new_text = ("nothing" if value is _MISSING else repr(value) for value in (old, new))
+    return [] if old == new else [f"{name}: {old_text}, expected {new_text}"]
