@@ -208,17 +208,22 @@ def _report_on(folder: Path) -> None:
 def _show(options: argparse.Namespace) -> int:
     import yaml
 
-    print(yaml.safe_dump(_store(options).describe(), sort_keys=False, allow_unicode=True), end="")
+    store = _store(options)
+    from raykd.store.verify import describe_store
+
+    print(yaml.safe_dump(describe_store(store), sort_keys=False, allow_unicode=True), end="")
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
     store = _store(options)
-    lines = store.verify()
+    from raykd.store.verify import describe_store, verify_store
+
+    lines = verify_store(store)
     if lines:
         print("\n".join(lines))
         return 1
-    found = store.describe()
+    found = describe_store(store)
     print(f"sound: {found['rows']} rows in {found['shards']} shards")
     return 0
 

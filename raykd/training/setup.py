@@ -27,7 +27,7 @@ from raykd.recipe.losses import LOSSES, Loss
 from raykd.recipe.training import InProcessOutputs, StoredOutputs, Training
 from raykd.run import remote
 from raykd.run.files import fingerprint
-from raykd.training.dataset import EncodedStream
+from raykd.training.dataset import ENCODED_FORMAT, EncodedStream
 from raykd.training.encode import Limits, encode_source
 from raykd.training.job import TrainingSpec
 from raykd.training.sources import FileSource, StoredSource, chunks_of
@@ -124,7 +124,7 @@ def encoded_streams(job: TrainingSpec, rank: int) -> tuple[EncodedStream, Encode
             [str(r.prompt), [s.input for s in r.shots], [s.target for s in r.shots], r.encoder, r.task, r.labels]
             for r in readers
         ]
-        path = Path(job.tokens) / f"{fingerprint([mark, names, shown, rules, how])}.arrow"
+        path = Path(job.tokens) / f"{fingerprint([ENCODED_FORMAT, mark, names, shown, rules, how])}.arrow"
         return EncodedStream(
             path, rank == first, lambda part: encode_source(part, source, job.student, also, limits), agree
         )

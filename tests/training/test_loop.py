@@ -298,7 +298,7 @@ def test_encoded_rows_are_kept(tmp_path, shared_tokenizer, monkeypatch):
 def test_inputs_are_held_out_whole_and_their_samples_take_turns(tmp_path, shared_tokenizer):
     texts = [(row["input"], sample) for row in pairs(40) for sample in range(4)]
     rows = [
-        {"id": f"{text}#{sample}", "input": text, "target": text.upper()[: sample + 1], "by": "teacher"}
+        {"id": f"{text}#{sample}", "input": text, "target": text.upper()[: sample + 1], "pseudo_target": True}
         for text, sample in texts
     ]
     task = job(tmp_path, shared_tokenizer, rows=rows, holdout=0.2, max_steps=None, epochs=2)
