@@ -40,7 +40,14 @@ def main() -> None:
         build(folder, words)
         sampling, payload = Sampling(max_tokens=TOKENS), TextPayload(kind="text", logprobs=False)
         engine = open_engine(
-            EngineConfig(TransformersEngine(kind="transformers"), folder, sampling, 0, threads, payload)
+            EngineConfig(
+                engine=TransformersEngine(kind="transformers"),
+                model=folder,
+                sampling=sampling,
+                seed=0,
+                threads=threads,
+                payload=payload,
+            )
         )
         tokenizer = load_tokenizer(folder)
         model = load_model(Checkpoint(kind="checkpoint", path=folder), tokenizer).eval()

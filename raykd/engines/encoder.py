@@ -1,4 +1,4 @@
-"""Encoders with a head: the class, number or span that a model gives to a prompt, as text."""
+"""The engine of encoders with a head: the class, number or span that a model predicts for a prompt, as text."""
 
 from __future__ import annotations
 
@@ -20,51 +20,62 @@ BATCH_TOKENS = 8192
 
 
 class EncoderEngine:
-    """A classifier, a regression or an extractive reader, worked on by one thread, in batches by length."""
+    """A classification, regression or extractive QA model. One thread runs it, in batches by length."""
 
-    def __init__(self, opening: EngineConfig):
-        self.opening, self.prompt_tokens, self.output_tokens = opening, 0, 0
-        self.tokenizer = load_tokenizer(opening.model, generates=False)
-        config = saved_configuration(opening.model)
-        self.task: Task = task_heads.task_of(config)
-        spec = Checkpoint(kind="checkpoint", path=opening.model)
-        self.labels = [config.id2label[i] for i in range(config.num_labels)] if self.task == "classification" else None
+    def __init__(self, config: EngineConfig):
+        self.config, self.prompt_tokens, self.output_tokens = config, 0, 0
+        self.tokenizer = load_tokenizer(config.model, generates=False)
+        saved = saved_configuration(config.model)
+        self.task: Task = task_heads.task_of(saved)
+        spec = Checkpoint(kind="checkpoint", path=config.model)
+        self.labels = [saved.id2label[i] for i in range(saved.num_labels)] if self.task == "classification" else None
         device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
         self.model = load_model(spec, self.tokenizer, self.task, self.labels).to(device).eval()
-        self.longest = getattr(config, "max_position_embeddings", None) or 10**9
-        self.thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(opening.threads,))
+        self.context = getattr(saved, "max_position_embeddings", None) or 10**9
+        self.thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(config.threads,))
 
     def generate(
         self, prompts: list[str], samples: range = range(1), seeds: list[int] | None = None
     ) -> list[list[PseudoTarget] | Rejected]:
+        """As Engine.generate, with one sample. Raises EngineError where more are requested."""
         if samples != range(1):
-            raise EngineError(f"{self.opening.model}: an encoder answers once, sampling.n asks for {samples.stop}")
-        return self.thread.submit(self._answer, prompts).result()
+            raise EngineError(f"{self.config.model}: an encoder answers once, sampling.n asks for {samples.stop}")
+        return self.thread.submit(self._predict, prompts).result()
 
-    def _answer(self, prompts: list[str]) -> list[list[PseudoTarget] | Rejected]:
-        rows = encode_inputs(self.tokenizer, prompts, False, self.opening.special_tokens)
-        found: list[list[PseudoTarget] | Rejected] = [Rejected("") for _ in prompts]
-        fits = []
-        for at, row in enumerate(rows):
-            if 0 < len(row) <= self.longest:
-                fits.append(at)
-            else:
-                found[at] = Rejected(f"prompt of {len(row)} tokens > the model's context of {self.longest}")
-        for piece in batches.by_length([len(rows[at]) for at in fits], BATCH_TOKENS):
-            here = [fits[i] for i in piece]
-            said = task_heads.answers(self.model, self.task, [rows[at] for at in here], self.tokenizer.pad_token_id)
-            for at, (numbers, logprobs) in zip(here, said, strict=True):
-                if self.task == "extractive_qa":
-                    text = task_heads.stretch(self.tokenizer, prompts[at], numbers)
-                else:
-                    text = task_heads.text(self.task, self.labels, self.tokenizer, rows[at], numbers)
-                found[at] = [PseudoTarget(text, np.array(numbers, np.int32), np.array(logprobs, np.float32), "stop")]
-                self.prompt_tokens += len(rows[at])
-        return found
+    def _predict(self, prompts: list[str]) -> list[list[PseudoTarget] | Rejected]:
+        rows = encode_inputs(self.tokenizer, prompts, False, self.config.special_tokens)
+        results: list[list[PseudoTarget] | Rejected] = [
+            Rejected(f"prompt of {len(row)} tokens > the model's context of {self.context}") for row in rows
+        ]
+        fitting = [i for i, row in enumerate(rows) if 0 < len(row) <= self.context]
+        for batch in batches.by_length([len(rows[i]) for i in fitting], BATCH_TOKENS):
+            places = [fitting[j] for j in batch]
+            predictions = task_heads.predict(
+                self.model, self.task, [rows[i] for i in places], self.tokenizer.pad_token_id
+            )
+            for i, prediction in zip(places, predictions, strict=True):
+                results[i] = [self._pseudo_target(prompts[i], rows[i], prediction)]
+                self.prompt_tokens += len(rows[i])
+        return results
+
+    def _pseudo_target(self, prompt: str, prompt_ids: list[int], prediction: task_heads.HeadPrediction) -> PseudoTarget:
+        head_target = prediction.head_target
+        if self.task == "extractive_qa":
+            text = task_heads.span_text(self.tokenizer, prompt, head_target)
+        else:
+            text = task_heads.decode(self.task, self.labels, self.tokenizer, prompt_ids, head_target)
+        return PseudoTarget(
+            text=text,
+            token_ids=np.array(head_target, np.int32),
+            logprobs=np.array(prediction.logprobs, np.float32),
+            finish_reason="stop",
+        )
 
     def score(self, prompts: list[str], targets: list[str]) -> list[PseudoTarget | Rejected]:
-        raise EngineError(f"{self.opening.model}: an encoder writes nothing that could be scored")
+        """Raises EngineError: a head writes no tokens."""
+        raise EngineError(f"{self.config.model}: an encoder writes nothing that could be scored")
 
     def close(self) -> None:
+        """Release the model."""
         self.thread.shutdown()
         del self.model

@@ -1,7 +1,7 @@
-"""Engines: prompts in, answers out.
+"""Engines: prompts in, pseudo-targets out.
 
-An engine is opened once and held by an actor. `generate` gives, for every prompt in order, its samples or one
-`Refusal`; `score` reads given targets instead of writing its own; `close` gives back what it holds.
+An engine is opened once and held by an actor. `generate` returns, for every prompt in order, its samples or one
+`Rejected`; `score` reads given targets instead of writing its own; `close` releases the model and its processes.
 """
 
 from __future__ import annotations
@@ -18,42 +18,42 @@ from raykd.recipe.generation import Payload, Sampling, TextPayload
 class PseudoTarget(NamedTuple):
     """One sample, of T tokens.
 
-    payload holds what the recipe's payload asks for beyond text, as arrays that start with the position:
+    payload holds what the recipe's payload records beyond text, as arrays whose first axis is the position:
         top_k     top_ids (T, k) int32, most likely first; top_logprobs (T, k) float32, natural, over the vocabulary
         sampled   sampled_ids (M,) int32, rising within a position; sampled_counts (M,) uint8; sampled_lengths (T,)
                   int32, how many of the M belong to each position: their sum is M
-        hidden    hidden (T, H) float16: what the head reads, after the last norm
+        hidden    hidden (T, H) float16: the input of the head, after the last norm
     """
 
     text: str
-    token_ids: np.ndarray  # (T,) int32; of an encoder with a head, its numbers (raykd.models.task_heads)
+    token_ids: np.ndarray  # (T,) int32; of an encoder with a head: its head target (raykd.models.task_heads)
     logprobs: np.ndarray  # (T,) float32, natural, at temperature 1; empty where the engine has none
     finish_reason: str  # stop | length
     payload: dict[str, np.ndarray] = {}
 
 
 class Rejected(NamedTuple):
-    """Why a prompt has no answer."""
+    """Why a prompt has no pseudo-target."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What opens an engine: its kind, the model's folder, how to decode, what to record, the seed, and CPU threads."""
+    """What an engine is opened with: its kind, the model's folder, how to decode, what to record, seed, CPU threads."""
 
-    spec: EngineSpec
+    engine: EngineSpec
     model: str
     sampling: Sampling
     seed: int
     threads: int
     payload: Payload = field(default_factory=lambda: TextPayload(kind="text"))
     special_tokens: bool = True  # add the tokenizer's own; a chat template has written them already
-    hang_seconds: float = 600.0  # without an answer; then the engine counts as hung
+    hang_seconds: float = 600.0  # without any output; after that the engine counts as hung
 
 
 class Engine(Protocol):
-    """What holds a model and answers prompts. Methods may be called from several threads at once."""
+    """A model that is open and writes pseudo-targets. Methods may be called from several threads at once."""
 
     prompt_tokens: int  # read since the engine was opened
     output_tokens: int  # written since the engine was opened
@@ -69,41 +69,61 @@ class Engine(Protocol):
         ...
 
     def score(self, prompts: list[str], targets: list[str]) -> list[PseudoTarget | Rejected]:
-        """Each target as the answer to its prompt: tokens as in training, log-probabilities and payload."""
+        """Each target as the pseudo-target of its prompt: tokens as in training, log-probabilities and payload."""
         ...
 
     def close(self) -> None: ...
 
 
-def open_engine(opening: EngineConfig) -> Engine:
-    """The engine of an opening, ready to answer. Raises EngineError or ModelError."""
-    kind = opening.spec.kind
+def open_engine(config: EngineConfig) -> Engine:
+    """The engine of a configuration, ready to generate. Raises EngineError or ModelError."""
+    kind = config.engine.kind
     if kind == "vllm":
         from raykd.engines.vllm import VllmEngine
 
-        return VllmEngine(opening)
+        return VllmEngine(config)
     if kind == "transformers":
         from raykd.models import task_heads
         from raykd.models.files import saved_configuration
 
-        if task_heads.task_of(saved_configuration(opening.model)) != "generation":
+        if task_heads.task_of(saved_configuration(config.model)) != "generation":
             from raykd.engines.encoder import EncoderEngine
 
-            return EncoderEngine(opening)
+            return EncoderEngine(config)
         from raykd.engines.transformers import TransformersEngine
 
-        return TransformersEngine(opening)
+        return TransformersEngine(config)
     if kind == "endpoint":
         from raykd.engines.endpoint import EndpointEngine
 
-        return EndpointEngine(opening)
+        return EndpointEngine(config)
     from raykd.engines.scripted import ScriptedEngine
 
-    return ScriptedEngine(opening)
+    return ScriptedEngine(config)
 
 
-def too_long(tokens: int, sampling: Sampling, context: int) -> Rejected | None:
-    """A refusal where prompt and answer do not fit into the model together."""
-    if tokens + sampling.max_tokens <= context:
+def text_only(text: str, finish_reason: str = "stop") -> PseudoTarget:
+    """A pseudo-target of which nothing but the text is known."""
+    return PseudoTarget(
+        text=text,
+        token_ids=np.zeros(0, np.int32),
+        logprobs=np.zeros(0, np.float32),
+        finish_reason=finish_reason,
+    )
+
+
+def reject(prompt_tokens: int, output: str, output_tokens: int, context: int, encoder: bool = False) -> Rejected | None:
+    """Why the model cannot read a prompt of so many tokens and then `output_tokens`; None where it can.
+
+    `output` names the output tokens in the message. The context is in tokens. `encoder`: of an encoder-decoder, where
+    prompt and output have positions of their own and a prompt ends with an end token.
+    """
+    if prompt_tokens == encoder:
+        return Rejected("the prompt has no tokens")
+    longest = max(prompt_tokens, output_tokens) if encoder else prompt_tokens + output_tokens
+    if longest <= context:
         return None
-    return Rejected(f"prompt of {tokens} tokens + max_tokens {sampling.max_tokens} > the model's context of {context}")
+    both = "or" if encoder else "+"
+    return Rejected(
+        f"prompt of {prompt_tokens} tokens {both} {output} {output_tokens} > the model's context of {context}"
+    )

@@ -35,7 +35,16 @@ TEMPLATE = "{% for m in messages %}{{ m.content }} {% endfor %}=>"
 
 def opened(url: str, sampling: Sampling | None = None, model: str = "tiny", chat: bool = False, **settings) -> Any:
     spec = EndpointEngine(kind="endpoint", url=url, **settings)
-    return open_engine(EngineConfig(spec, model, sampling or Sampling(max_tokens=8), 0, 1, special_tokens=not chat))
+    return open_engine(
+        EngineConfig(
+            engine=spec,
+            model=model,
+            sampling=sampling or Sampling(max_tokens=8),
+            seed=0,
+            threads=1,
+            special_tokens=not chat,
+        )
+    )
 
 
 @contextmanager
@@ -104,7 +113,8 @@ real = pytest.mark.timeout(STARTING + 60)
 def test_completions_are_those_of_the_model_itself(served, key, tiny_models):
     sampling = Sampling(max_tokens=8)
     spec = TransformersEngine(kind="transformers")
-    reference: Any = open_engine(EngineConfig(spec, str(tiny_models["llama"]), sampling, 0, 1))
+    config = EngineConfig(engine=spec, model=str(tiny_models["llama"]), sampling=sampling, seed=0, threads=1)
+    reference: Any = open_engine(config)
     expected = reference.generate(PROMPTS)
     with engine_of(served, sampling, api_key_env=NAMED) as engine:
         found = engine.generate(PROMPTS)
@@ -141,7 +151,7 @@ def test_samples_depend_on_their_seed_alone(served, key):
 
 
 @real
-def test_what_does_not_fit_is_refused_and_the_rest_answered(served, key):
+def test_what_does_not_fit_is_rejected_and_the_rest_written(served, key):
     with engine_of(served, api_key_env=NAMED) as engine:
         long, tight, empty, good = engine.generate(["a " * 80, "a " * 60, "", "a b =>"])
     assert isinstance(long, Rejected) and "context length is 64" in long.reason
@@ -369,12 +379,12 @@ def test_what_is_sent(fake, key):
         (bad(413, "too large"), "^too large$"),
     ],
 )
-def test_less_than_was_asked_for_is_refused(fake, answer, reason):
+def test_less_than_was_requested_is_rejected(fake, answer, reason):
     server = fake(answer, good("AB", "length", 16))
     with engine_of(server.url, Sampling(max_tokens=8, n=2, temperature=1.0), concurrency=1) as engine:
-        refused, (a, b) = engine.generate(["a", "b"], range(2))
+        rejected, (a, b) = engine.generate(["a", "b"], range(2))
     with pytest.raises(EngineError, match=reason):
-        raise EngineError(refused.reason)
+        raise EngineError(rejected.reason)
     assert (a.text, b.text, a.finish_reason) == ("A", "B", "length")
 
 

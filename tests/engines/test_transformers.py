@@ -6,8 +6,9 @@ import torch
 from conftest import LLAMA, T5, word
 from transformers import GenerationConfig
 
+from raykd.engines.budget import Budget
 from raykd.engines.engine import EngineConfig, Rejected, open_engine
-from raykd.engines.transformers import Budget, TransformersEngine
+from raykd.engines.transformers import TransformersEngine
 from raykd.errors import EngineError, ModelError
 from raykd.models.load import load_model
 from raykd.models.tokenizers import encode_inputs, encode_targets, load_tokenizer
@@ -51,7 +52,8 @@ def opened():
     def open_one(folder, payload=None, batch_tokens=200, seed=0, **sampling) -> TransformersEngine:
         sampling = Sampling(**{"max_tokens": 8, **sampling})
         spec, payload = Spec(kind="transformers", batch_tokens=batch_tokens), payload or TextPayload(kind="text")
-        engines.append(open_engine(EngineConfig(spec, str(folder), sampling, seed=seed, threads=1, payload=payload)))
+        config = EngineConfig(engine=spec, model=str(folder), sampling=sampling, seed=seed, threads=1, payload=payload)
+        engines.append(open_engine(config))
         return engines[-1]
 
     yield open_one
@@ -175,7 +177,7 @@ def test_sampled_counts_follow_the_distribution(folders, opened):
     assert flatness > 10 * error.max()  # a uniform draw would not pass
 
 
-def test_sampled_draws_come_from_the_openings_seed(folders, opened):
+def test_sampled_draws_come_from_the_configs_seed(folders, opened):
     payload = SampledPayload(kind="sampled")
     first, same, other = (
         opened(folders["llama"], payload, seed=seed).score(PROMPTS[:3], ["A B"] * 3)[0].payload["sampled_ids"].tolist()
@@ -246,7 +248,7 @@ def test_the_models_own_defaults_do_not_decode(folders, opened, tmp_path):
     assert flat(opened(tmp_path).generate(PROMPTS)) == flat(opened(folders["t5"]).generate(PROMPTS))
 
 
-def test_what_does_not_fit_is_refused_and_the_rest_answered(folders, opened):
+def test_what_does_not_fit_is_rejected_and_the_rest_written(folders, opened):
     engine = opened(folders["llama"])
     long, empty, good = engine.generate(["a " * 60, "", "a b =>"])
     assert long == Rejected("prompt of 60 tokens + max_tokens 8 > the model's context of 64")
@@ -346,8 +348,10 @@ def test_special_tokens_are_left_to_a_chat_template(folders, tmp_path):
     rows = []
     for special_tokens in (True, False):
         spec, sampling = Spec(kind="transformers", batch_tokens=500), Sampling(max_tokens=8)
-        opening = EngineConfig(spec, str(tmp_path), sampling, seed=0, threads=1, special_tokens=special_tokens)
-        engine = open_engine(opening)
+        config = EngineConfig(
+            engine=spec, model=str(tmp_path), sampling=sampling, seed=0, threads=1, special_tokens=special_tokens
+        )
+        engine = open_engine(config)
         rows += engine._encode(["a b"])
         engine.close()
     assert rows[0] == [2, *rows[1]] and len(rows[1]) == 2
@@ -355,7 +359,8 @@ def test_special_tokens_are_left_to_a_chat_template(folders, tmp_path):
 
 def test_bfloat16_keeps_its_numbers_close(folders):
     spec, sampling = Spec(kind="transformers", dtype="bfloat16", batch_tokens=500), Sampling(max_tokens=8)
-    engine = open_engine(EngineConfig(spec, str(folders["t5"]), sampling, seed=0, threads=1))
+    config = EngineConfig(engine=spec, model=str(folders["t5"]), sampling=sampling, seed=0, threads=1)
+    engine = open_engine(config)
     (answer,) = engine.score(PROMPTS[:1], ["A B"])
     expected = logits_by_hand(folders["t5"], PROMPTS[0], answer.token_ids).log_softmax(-1)
     chosen = expected.gather(1, torch.from_numpy(answer.token_ids).long()[:, None])[:, 0]

@@ -25,24 +25,31 @@ VLLM = VllmEngine(kind="vllm", arguments={"enforce_eager": True, "dtype": "float
 
 
 @pytest.fixture(scope="module")
-def opening(tiny_models):
+def config(tiny_models):
     before = dict(os.environ)
-    yield EngineConfig(VLLM, str(tiny_models["llama"]), Sampling(max_tokens=8), 0, 1, TopKPayload(kind="top_k", k=4))
+    yield EngineConfig(
+        engine=VLLM,
+        model=str(tiny_models["llama"]),
+        sampling=Sampling(max_tokens=8),
+        seed=0,
+        threads=1,
+        payload=TopKPayload(kind="top_k", k=4),
+    )
     os.environ.clear()
     os.environ.update(before)
 
 
 @pytest.fixture(scope="module")
-def engine(opening):
-    engine = open_engine(opening)
+def engine(config):
+    engine = open_engine(config)
     yield engine
     engine.close()
     assert processes(engine) == []
 
 
 @pytest.fixture(scope="module")
-def reference(opening):
-    return open_engine(replace(opening, spec=TransformersEngine(kind="transformers")))
+def reference(config):
+    return open_engine(replace(config, engine=TransformersEngine(kind="transformers")))
 
 
 def processes(engine) -> list[int]:
@@ -71,7 +78,7 @@ def test_scores_are_those_of_transformers(engine, reference):
         assert (mine.payload["top_ids"] == other.payload["top_ids"]).mean() > 0.9  # near ties again
 
 
-def test_what_does_not_fit_is_refused_and_the_rest_answered(engine):
+def test_what_does_not_fit_is_rejected_and_the_rest_written(engine):
     long, empty, good = engine.generate(["a " * 60, "", "a b =>"])
     assert isinstance(long, Rejected) and "context of 64" in long.reason
     assert empty == Rejected("the prompt has no tokens") and len(good) == 1
@@ -80,7 +87,7 @@ def test_what_does_not_fit_is_refused_and_the_rest_answered(engine):
 
 
 def test_samples_48_and_a_sample_depends_on_its_seed_alone(engine):
-    engine.opening = replace(engine.opening, sampling=Sampling(max_tokens=8, n=48, temperature=1.0))
+    engine.config = replace(engine.config, sampling=Sampling(max_tokens=8, n=48, temperature=1.0))
     several = engine.generate(PROMPTS[:2], range(48), [5, 6])
     assert [len(answers) for answers in several] == [48, 48]
     assert len({a.text for a in several[0]}) > 24
@@ -88,22 +95,24 @@ def test_samples_48_and_a_sample_depends_on_its_seed_alone(engine):
     assert [a.text for a in alone] == [a.text for a in several[1][40:44]]
 
 
-def test_unknown_options_are_named(opening):
-    bad = replace(opening, sampling=Sampling(max_tokens=8, options={"min_pp": 0.1}))
+def test_unknown_options_are_named(config):
+    bad = replace(config, sampling=Sampling(max_tokens=8, options={"min_pp": 0.1}))
     with pytest.raises(EngineError, match="sampling.options: min_pp: unknown; did you mean min_p?"):
         open_engine(bad)
-    bad = replace(opening, spec=VllmEngine(kind="vllm", arguments={"max_seqs": 1}))
+    bad = replace(config, engine=VllmEngine(kind="vllm", arguments={"max_seqs": 1}))
     with pytest.raises(EngineError, match="engine.arguments: max_seqs: unknown; did you mean max_num_seqs"):
         open_engine(bad)
 
 
-def test_one_that_hangs_is_noticed_and_leaves_nothing(opening):
+def test_one_that_hangs_is_noticed_and_leaves_nothing(config):
     """With a payload that vLLM cannot record itself."""
-    engine = open_engine(replace(opening, payload=SampledPayload(kind="sampled", draws=20), hang_seconds=3.0))
+    engine = open_engine(replace(config, payload=SampledPayload(kind="sampled", draws=20), hang_seconds=3.0))
     for (answer,) in engine.generate(PROMPTS[:4]):
         lengths = answer.payload["sampled_lengths"]
         assert len(lengths) == len(answer.token_ids)
         assert answer.payload["sampled_counts"].sum() == 20 * len(lengths)
+    (scored,) = engine.score(PROMPTS[:1], ["A B"])
+    assert scored.payload["sampled_counts"].sum() == 20 * len(scored.token_ids) == 20 * 3
     for pid in processes(engine):
         os.kill(pid, signal.SIGSTOP)
     begun = time.monotonic()

@@ -69,7 +69,14 @@ def test_a_head_is_learnt_served_and_distilled(tmp_path, shared_tokenizer, task)
     if task != "regression":
         assert reports[-1]["exact_match"] > 90
     engine = open_engine(
-        EngineConfig(TransformersEngine(kind="transformers"), result["model"], Sampling(), 0, 1, special_tokens=True)
+        EngineConfig(
+            engine=TransformersEngine(kind="transformers"),
+            model=result["model"],
+            sampling=Sampling(),
+            seed=0,
+            threads=1,
+            special_tokens=True,
+        )
     )
     fresh = rows(task, 700)[600:]
     said = [answer[0] for answer in engine.generate([row["input"] for row in fresh])]
