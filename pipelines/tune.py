@@ -150,7 +150,7 @@ def _metrics(folder: Path, goal: str, wanted: list[str]) -> dict[str, float]:
     arm = goal.partition("/")[0]
     asked = found.get(f"evaluate/{arm}-predictions")
     if asked and asked["stats"]["new_rows"]:
-        metrics["answer_seconds"] = asked["stats"]["seconds"] / asked["stats"]["new_rows"]
+        metrics["prediction_seconds"] = asked["stats"]["seconds"] / asked["stats"]["new_rows"]
     if f"evaluate/{arm}" in found:
         metrics |= {f"test/{name}": value for name, value in found[f"evaluate/{arm}"]["results"]["metrics"].items()}
     return metrics

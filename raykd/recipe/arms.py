@@ -1,4 +1,4 @@
-"""TODO: docstring."""
+"""What is trained beside the method, to compare it with."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from raykd.recipe.section import Section
 
 
 class GoldOnly(Section):
-    """The control arm: the student without a teacher."""
+    """The control arm: the student learns gold pairs alone, without a teacher."""
 
-    rows: Rows = Field(description="the pairs it may learn from")
-    learning_rates: list[float] = Field(default=[], description="best on data.dev is kept; empty: the student's")
+    rows: Rows = Field(description="the gold pairs that it learns")
+    learning_rates: list[float] = Field(
+        default=[], description="each is tried, and the best on data.dev counts; empty: the student's"
+    )
     settings: dict[str, Any] = Field(
-        default={}, description="of the student's configuration, where the control fares better with others: dropout"
+        default={}, description="changes of student.model.settings for this arm, where others suit it better: dropout"
     )
 
 
 class Arms(Section):
-    """What is trained beside the method, to compare with."""
+    """Further students of the same run."""
 
     gold_only: GoldOnly | None = None
-    distilled: bool = Field(default=False, description="plain distillation, beside mckd")
+    distilled: bool = Field(default=False, description="with mckd: a student of plain distillation as well")

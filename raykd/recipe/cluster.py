@@ -1,4 +1,4 @@
-"""TODO: docstring."""
+"""Where things run, on how much of the cluster, and how many failures a run bears."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from raykd.recipe.section import Section
 
 
 class Actors(Section):
-    """The engines of a labelling pass. Each is held by one actor on one node."""
+    """The engines of a labelling pass. Each is in one actor, on one node."""
 
     replicas: int | tuple[int, int] = Field(
-        default=1, description="or [min, max]: begun with min, one where it is 0, and grown while inputs wait"
+        default=1, description="or [min, max]: starts with min (with 1 where min is 0), and grows while inputs wait"
     )
-    resources: dict[str, float] = Field(default={"CPU": 1}, description="of Ray, per replica: CPU, GPU, custom ones")
+    resources: dict[str, float] = Field(
+        default={"CPU": 1}, description="Ray resources of a replica: CPU, GPU, custom ones"
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads per replica; default: the machine's share")
     max_failures: int = Field(
-        default=3, ge=0, description="deaths of a replica's engine, or actor, before the run fails"
+        default=3, ge=0, description="how often a replica's engine or actor may die before the run fails"
     )
-    hang_minutes: float = Field(default=10, gt=0, description="a vLLM that says nothing for so long is restarted")
+    hang_minutes: float = Field(
+        default=10, gt=0, description="a vLLM engine that has returned nothing for so long is restarted"
+    )
 
     @model_validator(mode="after")
     def _bounds(self) -> Actors:
@@ -35,19 +39,22 @@ class Actors(Section):
 
 
 class Workers(Section):
-    """What each student takes."""
+    """The workers that train a student."""
 
     workers: int | tuple[int, int] = Field(
-        default=1, description="per student; or [min, max]: as many as the cluster has, at every start and restart"
+        default=1,
+        description="per student; or [min, max]: at every start and restart as many as the cluster has room for",
     )
     parallel: Literal["data", "fsdp"] = Field(
-        default="data", description="each worker holds the whole student, or a part of it (FSDP2)"
+        default="data", description="each worker has the whole student, or a shard of it (FSDP2)"
     )
-    resources: dict[str, float] = Field(default={"CPU": 1}, description="of Ray, per worker: CPU, GPU, custom ones")
+    resources: dict[str, float] = Field(
+        default={"CPU": 1}, description="Ray resources of a worker: CPU, GPU, custom ones"
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads per worker; default: the machine's share")
-    max_failures: int = Field(default=3, ge=0, description="workers lost before the run fails")
+    max_failures: int = Field(default=3, ge=0, description="how many workers may be lost before the run fails")
     storage: str | None = Field(
-        default=None, description="where checkpoints go: a folder or URL that all nodes reach; default: the run folder"
+        default=None, description="folder of checkpoints, or a URL, that all nodes reach; default: the run folder"
     )
 
     @model_validator(mode="after")
@@ -63,7 +70,7 @@ class Workers(Section):
 
 
 class Cluster(Section):
-    """Where things run. Changing this section does not change the run."""
+    """Where things run. A change of this section does not change what a run computes."""
 
     teacher: Actors = Actors()
     student: Workers = Workers()
@@ -72,6 +79,9 @@ class Cluster(Section):
         default=None, ge=4, description="logical CPUs of a local Ray; default: max(8, cores)"
     )
     capacity: dict[str, float] | None = Field(
-        default=None, description="what an autoscaling cluster may grow to; default: what is alive"
+        default=None,
+        description="Ray resources that an autoscaling cluster may grow to; default: those of the nodes that are alive",
     )
-    wait_minutes: float = Field(default=10, gt=0, description="how long to wait for resources that may still come")
+    wait_minutes: float = Field(
+        default=10, gt=0, description="how long to wait for resources that the cluster does not have yet"
+    )

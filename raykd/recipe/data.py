@@ -1,4 +1,4 @@
-"""TODO: docstring."""
+"""Where rows come from: files, data sets, functions; and what a run does with each set of rows."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from raykd.recipe.section import Section
 
 
 class Columns(Section):
-    """Which columns of a file hold what."""
+    """The names of the columns."""
 
     input: str = "input"
-    target: str | None = Field(default=None, description="gold target; leave out where there is none")
-    references: str | None = Field(default=None, description="a list of further right targets, for scoring only")
-    id: str | None = Field(default=None, description="a name of the row; default: its place in the file")
+    target: str | None = Field(default=None, description="the gold target; leave out where there is none")
+    references: str | None = Field(
+        default=None, description="a list of further targets that are right as well, for scoring only"
+    )
+    id: str | None = Field(default=None, description="the name of the row; default: its place in the file")
 
 
 class FileRows(Section):
@@ -24,7 +26,7 @@ class FileRows(Section):
     kind: Literal["jsonl", "csv", "parquet"]
     path: str
     columns: Columns = Columns()
-    limit: int | None = Field(default=None, ge=1, description="rows; the first ones")
+    limit: int | None = Field(default=None, ge=1, description="the first so many rows only")
 
 
 class DatasetRows(Section):
@@ -35,27 +37,34 @@ class DatasetRows(Section):
     config: str | None = None
     split: str = "train"
     columns: Columns = Columns()
-    limit: int | None = Field(default=None, ge=1, description="rows; the first ones")
+    limit: int | None = Field(default=None, ge=1, description="the first so many rows only")
 
 
 class FunctionRows(Section):
-    """Rows yielded by `module:function(**arguments)`: dicts with `input` and perhaps `target`, `references`, `id`."""
+    """Rows that `module:function(**arguments)` yields: dicts with `input` and perhaps `target`, `references`, `id`."""
 
     kind: Literal["function"]
     function: str = Field(pattern=r"^[\w.]+:\w+$")
     arguments: dict[str, Any] = {}
-    limit: int | None = Field(default=None, ge=1, description="rows; the first ones")
+    limit: int | None = Field(default=None, ge=1, description="the first so many rows only")
 
 
 Rows = Annotated[FileRows | DatasetRows | FunctionRows, Field(discriminator="kind")]
 
 
 class Data(Section):
-    """Where rows come from, and how many may be bad."""
+    """The sets of rows of a run, and how many bad rows it bears."""
 
-    unlabelled: Rows = Field(description="inputs the teacher labels; a target column serves the report only")
-    gold: Rows | None = Field(default=None, description="pairs to fine-tune the teacher on")
-    dev: Rows | None = Field(default=None, description="pairs that choose the teacher's and control arm's checkpoint")
-    test: Rows | None = Field(default=None, description="pairs every arm is scored on")
-    max_bad_rows: int = Field(default=0, ge=0, description="rows left out (and reported) before the run is refused")
+    unlabelled: Rows = Field(description="inputs that the teacher labels; a target column is for the report only")
+    gold: Rows | None = Field(
+        default=None, description="gold pairs, for teacher.fine_tune, method.gold and sequences of kind gold or mixture"
+    )
+    dev: Rows | None = Field(
+        default=None,
+        description="gold pairs that choose the best checkpoint of teacher.fine_tune and of arms.gold_only",
+    )
+    test: Rows | None = Field(default=None, description="gold pairs that every arm is scored on")
+    max_bad_rows: int = Field(
+        default=0, ge=0, description="how many bad rows are left out, and reported, before the run is refused"
+    )
     licence: str = "not stated"

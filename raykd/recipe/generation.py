@@ -1,7 +1,4 @@
-"""A recipe: the whole description of a run, as frozen pydantic models.
-
-Every default is written here and nowhere else, with its unit. Loading a recipe imports neither torch nor Ray.
-"""
+"""How a model writes texts: its engine, its decoding, and what is recorded of each token."""
 
 from __future__ import annotations
 
@@ -24,39 +21,45 @@ class TransformersEngine(Section):
 
     kind: Literal["transformers"]
     batch_tokens: int | None = Field(
-        default=None, ge=1, description="padded tokens, prompt and answer, worked on at once; default: found by itself"
+        default=None,
+        ge=1,
+        description="padded tokens of a batch, prompts and pseudo-targets together; default: the largest useful one",
     )
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 class ScriptedEngine(Section):
-    """A double for tests: answers each prompt by `module:function(prompt, sample) -> text`."""
+    """A double for tests, which writes `module:function(prompt, sample) -> text` for each prompt."""
 
     kind: Literal["scripted"]
     function: str = Field(default="raykd.engines.scripted:echo", pattern=r"^[\w.]+:\w+$")
 
 
 class Price(Section):
-    """What an endpoint asks for a million tokens, in any one currency: for the report."""
+    """What an endpoint charges for a million tokens, in any currency: for the report."""
 
     prompt: float = Field(ge=0)
     output: float = Field(ge=0)
 
 
 class EndpointEngine(Section):
-    """Any OpenAI-compatible endpoint. Rows leave the cluster for it; the report says how many."""
+    """Any OpenAI-compatible endpoint. Rows leave the cluster for it, and the report says how many."""
 
     kind: Literal["endpoint"]
-    url: str = Field(pattern=r"^https?://[^@]+$", description="up to and with /v1")
+    url: str = Field(pattern=r"^https?://[^@]+$", description="its address, up to and including /v1")
     api_key_env: str | None = Field(
         default=None, pattern=r"^[A-Za-z_]\w*$", description="the environment variable that holds the key"
     )
-    concurrency: int = Field(default=16, ge=1, le=1000, description="requests under way, of each replica")
-    requests_per_minute: float | None = Field(default=None, gt=0, description="begun at most, by each replica")
-    retries: int = Field(
-        default=12, ge=0, description="of a request before the pass stops, with growing pauses: 12 take a minute"
+    concurrency: int = Field(default=16, ge=1, le=1000, description="requests that each replica has open at a time")
+    requests_per_minute: float | None = Field(
+        default=None, gt=0, description="requests that each replica sends in a minute, at most"
     )
-    timeout_seconds: float = Field(default=120, gt=0, description="for an answer")
+    retries: int = Field(
+        default=12,
+        ge=0,
+        description="how often a request is sent again before the pass stops; pauses grow: 12 retries take a minute",
+    )
+    timeout_seconds: float = Field(default=120, gt=0, description="how long a response may take")
     price: Price | None = None
 
 
@@ -64,18 +67,22 @@ Engine = Annotated[VllmEngine | TransformersEngine | ScriptedEngine | EndpointEn
 
 
 class Sampling(Section):
-    """How a model decodes; the names are vLLM's."""
+    """How a model decodes. The fields have vLLM's names and meanings."""
 
-    n: int = Field(default=1, ge=1, description="samples per input")
-    temperature: float = Field(default=0.0, ge=0, description="0 is greedy")
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    top_k: int = Field(default=0, ge=0, description="0 is all")
-    max_tokens: int = Field(default=128, ge=1)
+    n: int = Field(default=1, ge=1, description="how many pseudo-targets a model writes for an input")
+    temperature: float = Field(default=0.0, ge=0, description="0: the most likely token at every position (greedy)")
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="sample from the likeliest tokens of this total probability"
+    )
+    top_k: int = Field(default=0, ge=0, description="sample from the k likeliest tokens; 0: from all")
+    max_tokens: int = Field(default=128, ge=1, description="length of a pseudo-target, at most")
     seeded: bool = Field(
-        default=False, description="each sample's seed from the run's seed and its key, whatever else is in its batch"
+        default=False,
+        description="a sample depends on the recipe's seed, its prompt and its number alone, not on its batch (vLLM)",
     )
     options: dict[str, Any] = Field(
-        default={}, description="further ones of vllm.SamplingParams or transformers.GenerationConfig, as they are"
+        default={},
+        description="further fields of vllm.SamplingParams or transformers.GenerationConfig, passed on as they are",
     )
 
     @model_validator(mode="after")
@@ -94,14 +101,17 @@ class Sampling(Section):
 
 
 class TextPayload(Section):
-    """Texts and their tokens."""
+    """Texts and their token ids."""
 
     kind: Literal["text"]
-    logprobs: bool = Field(default=True, description="of each token; the transformers engine reads its answers again")
+    logprobs: bool = Field(
+        default=True,
+        description="of each token as well; the transformers engine needs a second pass over its texts for them",
+    )
 
 
 class TopKPayload(Section):
-    """Texts, log-probabilities, and the k most likely tokens at each position with theirs over the vocabulary."""
+    """Texts, log-probabilities, and at each position the k most likely tokens with their log-probabilities."""
 
     kind: Literal["top_k"]
     k: int = Field(default=64, ge=1)
@@ -111,17 +121,17 @@ class SampledPayload(Section):
     """Texts, log-probabilities, and tokens drawn at each position (random-sampling KD, arXiv 2503.16870)."""
 
     kind: Literal["sampled"]
-    draws: int = Field(default=50, ge=1, le=255, description="per position; about a dozen different tokens stay")
+    draws: int = Field(default=50, ge=1, le=255, description="per position; about a dozen of them differ")
 
 
 class HiddenPayload(Section):
-    """Texts, log-probabilities, and what the teacher's head reads at each position: exact, and large."""
+    """Texts, log-probabilities, and at each position the input of the teacher's output layer: exact, and large."""
 
     kind: Literal["hidden"]
 
 
 class AutoPayload(Section):
-    """Left to raykd: what the loss needs, in the form that costs least; the report says which and why."""
+    """The cheapest payload that the losses can use; the report says which it is, and why."""
 
     kind: Literal["auto"]
 

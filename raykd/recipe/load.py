@@ -1,4 +1,4 @@
-"""TODO: docstring."""
+"""Reading and writing recipes: YAML, overrides, differences, and every error in one line."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from raykd.errors import RecipeError
 from raykd.recipe.data import DatasetRows
 from raykd.recipe.methods import Method
 from raykd.recipe.recipe import Recipe
+from raykd.recipe.renamed import renamed_names
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """The recipe in a YAML file, with `section.field=value` overrides; relative paths are taken from here.
+    """The recipe in a YAML file, changed by overrides, each `section.field=value`. Relative paths stay as they are.
 
-    Raises RecipeError, in one line, for a missing file, broken YAML, an unknown key or a value that does not fit.
+    Raises RecipeError, in one line that names the file, for a missing file, broken YAML, an unknown key, a name that
+    recipes had before, or a value that does not fit.
     """
     path = Path(path)
     try:
@@ -36,30 +38,42 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
     for text in overrides or []:
         _override(tree, text)
-    try:
-        return Recipe.model_validate(tree)
-    except ValidationError as error:
-        raise RecipeError("; ".join(f"{path}: {_one_line(e)}" for e in error.errors())) from None
+    return parse_recipe(tree, str(path))
+
+
+def parse_recipe(tree: dict[str, Any], where: str) -> Recipe:
+    """The recipe in nested settings, as YAML or JSON has them.
+
+    Raises RecipeError, in one line that names `where` they are from, for names that recipes had before and for what
+    does not fit.
+    """
+    lines = renamed_names(tree)
+    if not lines:
+        try:
+            return Recipe.model_validate(tree)
+        except ValidationError as error:
+            lines = [_one_line(one) for one in error.errors()]
+    raise RecipeError("; ".join(f"{where}: {line}" for line in lines))
 
 
 def changed_recipe(recipe: Recipe, changes: dict[str, Any], where: str) -> Recipe:
-    """The recipe with other values of `section.field`s, set in this order. Raises RecipeError, which names `where`."""
+    """The recipe with other values of some fields: `section.field` -> value, set in this order.
+
+    Raises RecipeError, in one line that names `where` the changes are from.
+    """
     tree = recipe.model_dump(mode="json")
     for name, value in changes.items():
         _set(tree, name, value)
-    try:
-        return Recipe.model_validate(tree)
-    except ValidationError as error:
-        raise RecipeError("; ".join(f"{where}: {_one_line(e)}" for e in error.errors())) from None
+    return parse_recipe(tree, where)
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML: every default written out, and loading it gives the same recipe."""
+    """The recipe as YAML with every default written out. Loading it gives an equal recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def resolve_paths(recipe: Recipe) -> Recipe:
-    """The same recipe with local paths made absolute, so that it means the same from any folder."""
+    """The same recipe with absolute local paths, so that it means the same in any working folder."""
 
     def absolute(value: Any) -> Any:
         if isinstance(value, BaseModel):
@@ -81,15 +95,15 @@ def resolve_paths(recipe: Recipe) -> Recipe:
 
 
 def method_settings(method: Method) -> list[str]:
-    """The numbers of a method, and what of it is not as by default, as a reader would say them."""
+    """The settings of a method in words: its numbers, such as "2 partitions", then what differs from the defaults."""
     numbers = {name: getattr(method, name) for name in ("partitions", "stages") if hasattr(method, name)}
     others = method.model_dump(mode="json", exclude={"kind", *numbers}, exclude_defaults=True)
-    said = [f"{value} {name}" for name, value in numbers.items()]
-    return said + [name if value is True else f"{name} {value}" for name, value in flatten(others).items() if name]
+    words = [f"{value} {name}" for name, value in numbers.items()]
+    return words + [name if value is True else f"{name} {value}" for name, value in flatten(others).items() if name]
 
 
 def recipe_differences(old: Recipe, new: Recipe) -> list[str]:
-    """Fields whose values differ and that change what a run computes, as `field: old -> new`."""
+    """Fields with different values, as `field: old -> new`, without those that do not change what a run computes."""
     skip: Any = {"cluster": True, "description": True, "trackers": True}
     skip |= {"student": {"push_to_hub"}, "data": {"max_bad_rows"}}
     left = flatten(old.model_dump(mode="json", exclude=skip))
@@ -99,7 +113,7 @@ def recipe_differences(old: Recipe, new: Recipe) -> list[str]:
 
 
 def flatten(value: Any, at: str = "") -> dict[str, Any]:
-    """Nested settings as `section.field` -> value; an empty section is a value."""
+    """Nested settings as `section.field` -> value. An empty section is a value of its own."""
     if isinstance(value, dict) and value:
         return {k: v for key, part in value.items() for k, v in flatten(part, f"{at}.{key}" if at else key).items()}
     return {at: value}
@@ -127,35 +141,43 @@ def _set(tree: dict, name: str, value: Any) -> None:
 
 
 def _one_line(error: Any) -> str:
-    """One validation error as `field: what is wrong`, with the nearest known name for an unknown key."""
-    at, known = [], Recipe
+    """One error of pydantic as `field: reason`, with the nearest known name for an unknown key."""
+    names: list[str] = []  # of the field, as a user writes it
+    annotation: Any = Recipe
     for part in error["loc"]:
-        if isinstance(part, int) and get_origin(known) is list:
-            at.append(str(part))
-            known = get_args(known)[0]
+        if isinstance(part, int) and get_origin(annotation) is list:
+            names.append(str(part))
+            annotation = get_args(annotation)[0]
             continue
-        models = _models(known)
-        tags = [m for m in models if "kind" in m.model_fields and part in get_args(m.model_fields["kind"].annotation)]
-        if tags and not any(part in m.model_fields for m in models):
-            known = tags[0]  # pydantic names the chosen member of a union; a user does not
+        models = _models(annotation)
+        by_kind = [
+            m for m in models if "kind" in m.model_fields and part in get_args(m.model_fields["kind"].annotation)
+        ]
+        if by_kind and not any(part in m.model_fields for m in models):
+            annotation = by_kind[0]  # pydantic names the member of a union; a user does not
             continue
-        at.append(str(part))
+        names.append(str(part))
         fields = [m.model_fields[part].annotation for m in models if part in m.model_fields]
         if error["type"] == "extra_forbidden" and part == error["loc"][-1] and not fields:
-            names = [name for m in models for name in m.model_fields]
-            near = difflib.get_close_matches(str(part), names, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(names)}"
-            return f"{'.'.join(at)}: unknown key; {hint}"
-        known = fields[0] if fields else None
+            return f"{'.'.join(names)}: unknown key; {_hint(str(part), models)}"
+        annotation = fields[0] if fields else None
     message = error["msg"].removeprefix("Value error, ")
-    found = error.get("input")
-    shown = (
-        f", found {found!r}" if at and not isinstance(found, (dict, BaseModel)) and error["type"] != "missing" else ""
-    )
-    return f"{'.'.join(at)}: {message}{shown}" if at else message
+    if not names:
+        return message
+    value = error.get("input")
+    shows_value = not isinstance(value, (dict, BaseModel)) and error["type"] != "missing"
+    return f"{'.'.join(names)}: {message}" + (f", found {value!r}" if shows_value else "")
+
+
+def _hint(key: str, models: list[type[BaseModel]]) -> str:
+    """The key that a user may have meant, or all keys that are known there."""
+    known = [name for model in models for name in model.model_fields]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field of this type may be."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if get_origin(annotation) in (dict, list, Literal):

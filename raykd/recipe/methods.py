@@ -1,4 +1,4 @@
-"""TODO: docstring."""
+"""The methods, and the settings of each."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from raykd.recipe.section import Section
 
 
 class Distill(Section):
-    """Teacher, pseudo-targets, student (Kim and Rush 2016, sequence-level distillation)."""
+    """Sequence-level distillation (Kim and Rush 2016): the teacher writes pseudo-targets, the student learns them."""
 
     kind: Literal["distill"]
-    overlap: bool = Field(default=False, description="train while the teacher still writes; the first epoch follows it")
+    overlap: bool = Field(
+        default=False,
+        description="train while the teacher still writes: in the first epoch, on what it has written so far",
+    )
 
 
 class ConsistencyFilter(Section):
-    """A new label is scored against the one before it, as if that were right."""
+    """Filter new pseudo-targets by how well they agree with those of the round before, which are taken as right."""
 
-    metric: str = Field(description="a name in raykd.metrics.METRICS, or module:function; more must be better")
-    at_least: float | None = Field(default=None, description="labels that score less are dropped")
+    metric: str = Field(description="a name in raykd.metrics.METRICS, or module:function; higher must be better")
+    at_least: float | None = Field(default=None, description="pseudo-targets with a lower score are dropped")
 
 
 class Mckd(Section):
@@ -28,25 +31,29 @@ class Mckd(Section):
 
     kind: Literal["mckd"]
     partitions: int = Field(default=2, ge=2)
-    stages: int = Field(default=2, ge=2, description="generations: stages - 1 rounds, then the final student")
-    shares: list[float] | None = Field(default=None, description="of the inputs, by partition; default: equal ones")
+    stages: int = Field(default=2, ge=2, description="of students: those of stages - 1 rounds, then the final student")
+    shares: list[float] | None = Field(
+        default=None, description="the share of the inputs that each partition gets; default: equal shares"
+    )
     relabel: Literal["next", "vote", "own"] = Field(
         default="next",
-        description="who labels a partition: the next one's student, a vote of all students that never saw it, or, as "
-        "an ablation, its own",
+        description="which student labels a partition: next: the student of the next partition; vote: all students "
+        "that did not learn it, by majority; own: the student that learned it, as an ablation",
     )
     warm_start: bool = Field(
-        default=False, description="a round's students go on from those of the round before, instead of afresh"
+        default=False,
+        description="the students of a round start from those of the round before, not from student.model",
     )
-    gold: bool = Field(default=False, description="every student learns data.gold as well")
+    gold: bool = Field(default=False, description="every student learns the pairs of data.gold as well")
     exchange: Literal["text", "top_k"] = Field(
-        default="text", description="what students tell each other: texts, or also their 64 most likely tokens"
+        default="text",
+        description="what students learn from each other: texts, or also the 64 most likely tokens of each position",
     )
     consistency_filter: ConsistencyFilter | None = None
     weighting: Literal["confidence", "agreement"] | None = Field(
         default=None,
-        description="what a label counts for: its mean probability per token, or its score in the consistency filter "
-        "(of the teacher's labels their share of the vote); where neither is known, 1",
+        description="the weight of a pseudo-target in the loss: confidence: its mean probability per token; agreement: "
+        "its score in the consistency filter (where the teacher wrote it, its share of the vote); 1 if not known",
     )
 
     @model_validator(mode="after")
@@ -59,14 +66,14 @@ class Mckd(Section):
         if self.relabel == "vote" and self.partitions == 2:
             raise ValueError("relabel: with 2 partitions one student alone never saw a partition: expected next")
         if self.exchange == "top_k":
-            given = {
-                "relabel: vote": self.relabel == "vote",
-                "weighting": self.weighting,
-                "consistency_filter": self.consistency_filter,
-            }
-            given["gold"] = self.gold
-            for name in (name for name, on in given.items() if on):
-                raise ValueError(f"{name} goes with exchange: text")
+            for name, is_set in (
+                ("relabel: vote", self.relabel == "vote"),
+                ("weighting", self.weighting),
+                ("consistency_filter", self.consistency_filter),
+                ("gold", self.gold),
+            ):
+                if is_set:
+                    raise ValueError(f"{name} goes with exchange: text")
         if self.weighting == "agreement" and self.consistency_filter is None:
             raise ValueError("weighting: agreement needs consistency_filter.metric")
         if self.consistency_filter and self.consistency_filter.at_least is None and self.weighting != "agreement":

@@ -1,7 +1,8 @@
-"""TODO: docstring."""
+"""Which models and tokenizers a recipe names, and what happens to their weights."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -10,10 +11,10 @@ from raykd.recipe.section import Section
 
 
 class WordsTokenizer(Section):
-    """One token per blank-separated word of gold pairs and unlabelled inputs."""
+    """A token for each word of the gold pairs and unlabelled inputs; words are separated by blanks."""
 
     kind: Literal["words"]
-    extra: list[str] = Field(default=[], description="further words, such as a prompt's separator")
+    extra: list[str] = Field(default=[], description="further words, such as the separator of a prompt")
 
 
 class PretrainedTokenizer(Section):
@@ -37,30 +38,34 @@ class FromConfig(Section):
     """A model with random weights: a `transformers` model type and its configuration's settings."""
 
     kind: Literal["config"]
-    model_type: str = Field(description="as `transformers.AutoConfig.for_model` knows it: llama, t5, ...")
-    settings: dict[str, Any] = {}
+    model_type: str = Field(description="a name of `transformers.AutoConfig.for_model`: llama, t5, ...")
+    settings: dict[str, Any] = Field(default={}, description="fields of its configuration")
 
 
 class Pruned(Section):
-    """Some layers of a pretrained model, with its embeddings, norms, head and tokenizer; layers are counted from 0."""
+    """Some layers of a pretrained model, with its embeddings, norms, head and tokenizer. The first layer is 0."""
 
     kind: Literal["pruned"]
     path: str = Field(description="the larger model: a Hugging Face folder or hub name")
-    layers: list[int] | None = Field(default=None, description="to keep, of a decoder-only or encoder-only model")
-    encoder_layers: list[int] | None = Field(default=None, description="to keep, of an encoder-decoder; default: all")
-    decoder_layers: list[int] | None = Field(default=None, description="to keep, of an encoder-decoder; default: all")
+    layers: list[int] | None = Field(default=None, description="which stay, of a decoder-only or encoder-only model")
+    encoder_layers: list[int] | None = Field(
+        default=None, description="which stay, of an encoder-decoder; default: all"
+    )
+    decoder_layers: list[int] | None = Field(
+        default=None, description="which stay, of an encoder-decoder; default: all"
+    )
 
     @model_validator(mode="after")
     def _layers_serve(self) -> Pruned:
-        sides = {"encoder_layers": self.encoder_layers, "decoder_layers": self.decoder_layers}
-        given = {name: kept for name, kept in {"layers": self.layers, **sides}.items() if kept is not None}
-        if not given:
+        fields = ("layers", "encoder_layers", "decoder_layers")
+        layer_lists = {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
+        if not layer_lists:
             raise ValueError("give layers, or for an encoder-decoder model encoder_layers, decoder_layers or both")
-        if self.layers is not None and len(given) > 1:
+        if self.layers is not None and len(layer_lists) > 1:
             raise ValueError("layers is for models of one side: it does not go with encoder_layers or decoder_layers")
-        for name, kept in given.items():
-            if not kept or kept[0] < 0 or any(later <= layer for layer, later in zip(kept, kept[1:], strict=False)):
-                raise ValueError(f"{name}: expected one layer or more, from 0 and rising, found {kept}")
+        for name, layers in layer_lists.items():
+            if not layers or layers[0] < 0 or any(later <= layer for layer, later in itertools.pairwise(layers)):
+                raise ValueError(f"{name}: expected one layer or more, from 0 and rising, found {layers}")
         return self
 
 
@@ -75,24 +80,20 @@ class EndpointModel(Section):
 
 
 TeacherModel = Annotated[Checkpoint | FromConfig | Pruned | EndpointModel, Field(discriminator="kind")]
-Task = Literal[
-    "generation", "classification", "regression", "extractive_qa"
-]  # extractive_qa: the answer is a span of the input
+Task = Literal["generation", "classification", "regression", "extractive_qa"]
 
 
 class Lora(Section):
-    """Low-rank adapters (Hu et al. 2021) through `peft`; what is left at the end is the merged model."""
+    """Low-rank adapters (Hu et al. 2021) through `peft`. The trained model has them merged into its weights."""
 
     rank: int = Field(default=16, ge=1)
     alpha: int = Field(default=32, ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    modules: list[str] | Literal["all-linear"] = Field(
-        default="all-linear", description="names of layers, by their end"
-    )
+    modules: list[str] | Literal["all-linear"] = Field(default="all-linear", description="the ends of layers' names")
 
 
 class Push(Section):
     """Where to publish on the Hugging Face hub; the token is the hub's own: HF_TOKEN, or `hf auth login`."""
 
-    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name; made where there is none")
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name; created where it does not exist")
     private: bool = True

@@ -1,4 +1,4 @@
-"""TODO: docstring."""
+"""How the text that a model reads is written around an input."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from raykd.recipe.section import Section
 
 
 class Shots(Section):
-    """Examples shown before the input; an input is never shown as its own example."""
+    """Examples that stand before the input in its prompt. An input is never its own example."""
 
-    rows: Rows = Field(description="with targets")
-    count: int = Field(ge=1, description="shown to each input")
+    rows: Rows = Field(description="pairs of input and target")
+    count: int = Field(ge=1, description="examples in each prompt")
     choose: Literal["first", "random", "bm25", "embedding"] = Field(
-        default="first", description="the first of the rows, or for each input others: drawn, or the most similar"
+        default="first",
+        description="first: the first rows, for every input; else rows for each input: drawn at random, or the most "
+        "similar ones by BM25 or by an encoder's embeddings",
     )
     nearest: Literal["last", "first"] | None = Field(
-        default=None, description="where the most similar stands; default: last, beside the input"
+        default=None, description="where the most similar example stands; default: last, next to the input"
     )
-    encoder: str | None = Field(default=None, description="of embedding: a Hugging Face folder or hub name")
+    encoder: str | None = Field(default=None, description="for embedding: the model, a Hugging Face folder or hub name")
 
     @model_validator(mode="after")
     def _fields_serve(self) -> Shots:
@@ -36,22 +38,25 @@ Template = Annotated[str, Field(pattern=r"\{input\}")]
 
 
 class Completion(Section):
-    """A text that the model goes on with."""
+    """One text, which the model continues."""
 
     kind: Literal["completion"]
-    template: Template = "{input}"
+    template: Template = Field(default="{input}", description="what is written for an input; {input} stands for it")
     shots: Shots | None = None
     shot: str = Field(
-        default="{prompt} {target}\n\n", pattern=r"\{prompt\}[^{}]*\{target\}", description="{prompt}: the template"
+        default="{prompt} {target}\n\n",
+        pattern=r"\{prompt\}[^{}]*\{target\}",
+        description="how an example is written: {prompt} stands for the template with the example's input, {target} "
+        "for its target; the input is written the same way, up to where its target begins",
     )
 
 
 class Chat(Section):
-    """Turns, written by the tokenizer's chat template; examples are earlier turns."""
+    """A conversation, written by the tokenizer's chat template. Examples are its earlier turns."""
 
     kind: Literal["chat"]
-    system: str | None = None
-    template: Template = Field(default="{input}", description="the user's turn")
+    system: str | None = Field(default=None, description="the system message")
+    template: Template = Field(default="{input}", description="the user's turn; {input} stands for the input")
     shots: Shots | None = None
 
 
@@ -61,7 +66,7 @@ def _prompt_kind(value: Any) -> str | None:
     return value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
 
 
-# a bare text is the template of a completion
+# a plain text is the template of a completion without shots
 Prompt = Annotated[
     Annotated[Template, Tag("template")] | Annotated[Completion, Tag("completion")] | Annotated[Chat, Tag("chat")],
     Discriminator(

@@ -33,7 +33,7 @@ from raykd.recipe.recipe import Recipe
 from raykd.recipe.section import Section
 
 FIELD = re.compile(r"\w+(\.\w+)+")
-AT_THE_END = {"parameters": "min", "answer_seconds": "min"}  # what only a finished trial can say, and what is better
+AT_THE_END = {"parameters": "min", "prediction_seconds": "min"}  # what only a finished trial can say, and what is better
 WHILE_TRAINING = re.compile(
     r"student\.training\.(learning_rate|weight_decay|max_grad_norm|losses\..+)"
 )  # pbt may change
@@ -45,7 +45,7 @@ class Goal(Section):
 
     metric: str | None = Field(
         default=None,
-        description="dev_loss, one of student.training.dev_metrics, parameters, or answer_seconds: of a test input",
+        description="dev_loss, one of student.training.dev_metrics, parameters, or prediction_seconds: of a test input",
     )
     direction: Literal["min", "max"] | None = Field(default=None, description="default: as the metric's name has it")
 

@@ -1,4 +1,4 @@
-"""TODO: docstring."""
+"""Where trainings log to, beside their log.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Wandb(Section):
 
     kind: Literal["wandb"]
     project: str = Field(min_length=1)
-    entity: str | None = Field(default=None, description="user or team; default: that of the key")
+    entity: str | None = Field(default=None, description="user or team; default: the owner of the key")
     mode: Literal["online", "offline"] = Field(
-        default="online", description="offline: kept in the training's folder, for `wandb sync`"
+        default="online", description="offline: into the training's folder, for `wandb sync`"
     )
 
 
@@ -24,8 +24,10 @@ class Mlflow(Section):
     """MLflow: an MLflow run per training. User and password are MLflow's own: MLFLOW_TRACKING_USERNAME, ..."""
 
     kind: Literal["mlflow"]
-    tracking_uri: str = Field(description="https://host, or file:///folder; sqlite:///file needs the whole of mlflow")
-    experiment: str = Field(min_length=1, description="made where there is none")
+    tracking_uri: str = Field(
+        description="https://host, or file:///folder; sqlite:///file needs the full mlflow package"
+    )
+    experiment: str = Field(min_length=1, description="created where it does not exist")
 
     @model_validator(mode="after")
     def _an_address_without_secrets(self) -> Mlflow:

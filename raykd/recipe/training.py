@@ -1,4 +1,4 @@
-"""TODO: docstring."""
+"""How a model is trained: its losses, which targets it learns, where its teacher's outputs come from."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from raykd.recipe.losses import LOSSES, NUMBER_LOSSES, WITHOUT_TEACHER, Loss
+from raykd.recipe.losses import LOSSES, USERS_OWN, Loss
 from raykd.recipe.models import Lora
 from raykd.recipe.section import Section
+
+USERS_LOSS = re.compile(r"[\w.]+:\w+")
+WITHOUT_OPTIONS = ("constant", "constant_with_warmup")  # schedules to which transformers passes no options
+ATKD_ONLY = ("easy_weight", "hard_share")
+LOGITS_ONLY = ("temperature", "squared", "options")
 
 
 class Gold(Section):
@@ -24,17 +29,21 @@ class PseudoTargets(Section):
 
     kind: Literal["pseudo_targets"]
     samples: Literal["rotate", "all"] = Field(
-        default="rotate", description="of several: another one in each epoch (KD4Gen), or each as an example of its own"
+        default="rotate",
+        description="where an input has several: in each epoch the next one (KD4Gen), or all of them as examples",
     )
 
 
 class Mixture(Section):
-    """Gold and pseudo-targets of the same inputs: data.gold is labelled by the teacher as well."""
+    """Gold targets and pseudo-targets of the same inputs: the teacher labels the inputs of data.gold as well."""
 
     kind: Literal["mixture"]
-    gold: float = Field(gt=0, lt=1, description="share of the inputs with gold that are taught it, in each epoch")
+    gold: float = Field(
+        gt=0, lt=1, description="share of the inputs of data.gold that learn their gold target, in each epoch"
+    )
     by: Literal["request", "ratio"] = Field(
-        default="request", description="each input draws by itself, or so many of them exactly"
+        default="request",
+        description="each input draws by itself with this probability, or exactly this share of the inputs is drawn",
     )
 
 
@@ -42,28 +51,30 @@ Sequences = Annotated[Gold | PseudoTargets | Mixture, Field(discriminator="kind"
 
 
 class StoredOutputs(Section):
-    """The teacher's side from the store: what the teacher pass kept (teacher.payload)."""
+    """The teacher's outputs are read from the store, where the teacher pass recorded them (teacher.payload)."""
 
     kind: Literal["store"]
     tail: Literal["bucket", "renormalise", "refuse"] = Field(
-        default="bucket", description="what becomes of the probability outside a stored top-k"
+        default="bucket",
+        description="what becomes of the probability outside a stored top-k: one bucket for all other tokens, spread "
+        "over the top-k, or an error",
     )
 
 
 class InProcessOutputs(Section):
-    """A frozen teacher in each worker's process."""
+    """A frozen teacher in the process of each worker."""
 
     kind: Literal["in_process"]
     dtype: Literal["float32", "bfloat16", "float64"] = "bfloat16"
 
 
 class RemoteOutputs(Section):
-    """Teachers in actors of their own (cluster.teacher), asked for their top-k while students work on other batches."""
+    """Teachers in actors of their own (cluster.teacher), which send their top-k while the student trains."""
 
     kind: Literal["remote"]
     k: int = Field(default=64, ge=1, description="most likely tokens per position")
     dtype: Literal["float32", "bfloat16", "float64"] = "bfloat16"
-    tail: Literal["bucket", "renormalise", "refuse"] = "bucket"
+    tail: Literal["bucket", "renormalise", "refuse"] = Field(default="bucket", description="as of kind store")
 
 
 OutputsSource = Annotated[StoredOutputs | InProcessOutputs | RemoteOutputs, Field(discriminator="kind")]
@@ -75,47 +86,59 @@ class Training(Section):
     learning_rate: float = Field(gt=0)
     max_steps: int | None = Field(default=None, ge=1, description="optimizer steps; give this or epochs")
     epochs: float | None = Field(default=None, gt=0, description="passes over the rows; give this or max_steps")
-    batch_tokens: int = Field(default=2048, ge=1, description="padded tokens of a global batch, both sides, at most")
+    batch_tokens: int = Field(
+        default=2048, ge=1, description="padded tokens of a global batch at most, inputs and targets together"
+    )
     micro_batch_tokens: int | None = Field(
-        default=None, ge=1, description="padded tokens that a worker holds at once; default: its share of the batch"
+        default=None, ge=1, description="padded tokens that a worker processes at once; default: its share of the batch"
     )
     losses: dict[str, Loss] = Field(
         default={"cross_entropy": Loss()},
         min_length=1,
-        description="by name, or module:function (student_NV, targets_N) -> values_N on log-probabilities",
+        description="by name, or module:function: (student_NV, targets_N) -> values_N, of log-probabilities",
     )
     reduction: Literal["tokens", "sequences"] = Field(
-        default="tokens", description="a term is a mean over tokens, or over sequences of means over tokens (KD4Gen)"
+        default="tokens",
+        description="a term is the mean over tokens, or the mean over sequences of their means over tokens (KD4Gen)",
     )
     sequences: Sequences = PseudoTargets(kind="pseudo_targets")
     teacher: OutputsSource = StoredOutputs(kind="store")
-    schedule: str = Field(default="linear", description="as `transformers.get_scheduler` knows it")
-    schedule_options: dict[str, Any] = Field(default={}, description="passed to it as they are")
-    warmup_ratio: float = Field(default=0.1, ge=0, le=1, description="share of the steps")
-    weight_decay: float = Field(default=0.01, ge=0, description="of matrices that are no norm's")
+    schedule: str = Field(default="linear", description="a name of `transformers.get_scheduler`")
+    schedule_options: dict[str, Any] = Field(default={}, description="passed to `get_scheduler` as they are")
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1, description="share of all steps")
+    weight_decay: float = Field(default=0.01, ge=0, description="of matrices that belong to no norm")
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_input_tokens: int = Field(default=512, ge=1, description="an input that is longer is a bad row")
     max_target_tokens: int = Field(default=128, ge=1, description="a target that is longer: see long_targets")
     long_targets: Literal["refuse", "cut"] = Field(
         default="refuse",
-        description="a target that is too long is a bad row, or is cut and has no end; both are counted",
+        description="a target that is too long is a bad row, or is cut and then has no end token; both are counted",
     )
     empty_targets: Literal["refuse", "keep"] = Field(
-        default="keep", description="an empty pseudo-target is a bad row, or teaches to say nothing; both are counted"
+        default="keep",
+        description="an empty pseudo-target is a bad row, or is learned: the model writes nothing; both are counted",
     )
-    evaluate_every: float = Field(default=200, gt=0, description="evaluate_unit between evaluations and checkpoints")
+    evaluate_every: float = Field(
+        default=200, gt=0, description="steps or epochs (evaluate_unit) between two evaluations and checkpoints"
+    )
     evaluate_unit: Literal["steps", "epochs"] = "steps"
-    dev_metrics: list[str] = Field(default=[], description="of answers to the dev rows, written greedily, as metrics")
-    dev_answer_rows: int = Field(default=256, ge=1, description="dev rows that are answered, the first ones")
-    dev_answer_tokens: int = Field(default=64, ge=1, description="at most, of such an answer")
-    choose_by: str = Field(default="dev_loss", description="dev_loss, or one of dev_metrics")
-    patience: int | None = Field(
-        default=None, ge=1, description="evaluations that are no better than the best, then stop"
+    dev_metrics: list[str] = Field(
+        default=[], description="metrics (as the recipe's) of greedy predictions for the dev rows"
     )
-    holdout: float = Field(default=0.05, gt=0, lt=0.5, description="share of the rows held out where no dev is given")
-    keep_checkpoints: int = Field(default=1, ge=1, description="the last ones; the best model is kept in any case")
+    dev_prediction_rows: int = Field(default=256, ge=1, description="the first dev rows, which dev_metrics are of")
+    dev_prediction_tokens: int = Field(default=64, ge=1, description="of a prediction for a dev row, at most")
+    choose_by: str = Field(
+        default="dev_loss", description="dev_loss, or one of dev_metrics: the best checkpoint by this is the model"
+    )
+    patience: int | None = Field(
+        default=None, ge=1, description="stop after so many evaluations in a row that are no better than the best"
+    )
+    holdout: float = Field(
+        default=0.05, gt=0, lt=0.5, description="share of the rows that are held out as dev rows, where there are none"
+    )
+    keep_checkpoints: int = Field(default=1, ge=1, description="the last ones; the best model is always kept")
     precision: Literal["float32", "bfloat16", "float64"] = Field(
-        default="float32", description="bfloat16: of activations, weights stay in float32"
+        default="float32", description="bfloat16 is of activations: weights stay in float32"
     )
     gradient_checkpointing: bool = Field(default=False, description="compute activations twice instead of keeping them")
     compile: bool = Field(default=False, description="torch.compile of each block")
@@ -126,20 +149,39 @@ class Training(Section):
         if (self.max_steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of max_steps and epochs")
         for name, loss in self.losses.items():
-            if name not in (*LOSSES, *NUMBER_LOSSES) and not re.fullmatch(r"[\w.]+:\w+", name):
-                near = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0.5)
-                raise ValueError(
-                    f"losses.{name}: no such loss; " + (f"did you mean {near[0]}?" if near else "see docs/losses.md")
-                )
-            groups = [n for n in ("easy_weight", "hard_share") if getattr(loss, n) is not None]
-            if name != "atkd" and groups:
-                raise ValueError(f"losses.{name}.{groups[0]} does nothing: it is atkd's")
+            _require_loss(name, loss)
         if self.evaluate_unit == "steps" and self.evaluate_every != int(self.evaluate_every):
             raise ValueError(f"evaluate_every: expected whole steps, found {self.evaluate_every:g}")
         if self.choose_by != "dev_loss" and self.choose_by not in self.dev_metrics:
             raise ValueError(f"choose_by: expected dev_loss or one of dev_metrics, found {self.choose_by!r}")
+        for name in ("dev_prediction_rows", "dev_prediction_tokens"):
+            if not self.dev_metrics and not self.is_default(name):
+                raise ValueError(f"{name} does nothing without dev_metrics")
+        if self.schedule_options and self.schedule in WITHOUT_OPTIONS:
+            raise ValueError(f"schedule_options do nothing: the schedule is {self.schedule}")
+        if self.schedule == "constant" and self.warmup_ratio and not self.is_default("warmup_ratio"):
+            raise ValueError("warmup_ratio does nothing: the schedule is constant")
         return self
 
+    def teacher_losses(self) -> list[str]:
+        """Names of the losses that compare the student with its teacher's outputs."""
+        return [name for name in self.losses if LOSSES.get(name, USERS_OWN).teacher]
+
     def needs_teacher(self) -> bool:
-        """Whether a loss asks for the teacher's probabilities."""
-        return any(name in (*LOSSES, *NUMBER_LOSSES) and name not in WITHOUT_TEACHER for name in self.losses)
+        """Whether a loss compares the student with its teacher's outputs."""
+        return bool(self.teacher_losses())
+
+
+def _require_loss(name: str, loss: Loss) -> None:
+    """Raise ValueError for a loss that does not exist, and for options that do nothing for it."""
+    if name not in LOSSES and not USERS_LOSS.fullmatch(name):
+        near = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0.5)
+        raise ValueError(
+            f"losses.{name}: no such loss; " + (f"did you mean {near[0]}?" if near else "see docs/losses.md")
+        )
+    for option in ATKD_ONLY:
+        if name != "atkd" and not loss.is_default(option):
+            raise ValueError(f"losses.{name}.{option} does nothing: it is atkd's")
+    for option in LOGITS_ONLY:
+        if LOSSES.get(name, USERS_OWN).regression and not loss.is_default(option):
+            raise ValueError(f"losses.{name}.{option} does nothing: it is for losses on logits")

@@ -27,7 +27,7 @@ from raykd.run.manifests import MANIFEST, manifests, read_manifest
 TRIAL = "trial.json"  # of a trial, written last: {point, run, metrics} or {point, error}
 RUNGS = "rungs.json"  # of a sweep: what its scheduler must not forget
 SEARCHED = "sweep.json"  # of a sweep: {recipe, space, goals}
-TOLD = ("dev_loss", "parameters", "answer_seconds")  # numbers of a trial that are shown beside its goals
+TOLD = ("dev_loss", "parameters", "prediction_seconds")  # numbers of a trial that are shown beside its goals
 
 
 def write_sweep_report(folder: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from raykd.errors import RunError
 from raykd.models.files import content_hash, head_sizes, model_folder, parameter_count
 from raykd.recipe.cluster import Actors
 from raykd.recipe.generation import AutoPayload, EndpointEngine, Payload, Price, TextPayload
-from raykd.recipe.losses import WITHOUT_TEACHER
+from raykd.recipe.losses import LOSSES
 from raykd.recipe.roles import Student, Teacher
 from raykd.recipe.training import StoredOutputs
 from raykd.run import remote
@@ -162,7 +162,7 @@ def recorded_payload(session: Session, role: Teacher | Student, folder: Path) ->
     if not isinstance(training.teacher, StoredOutputs):
         reason = f"training.teacher is {training.teacher.kind}, so nothing else is read from it"
         return RecordedPayload(TextPayload(kind="text"), reason)
-    losses = {name: loss for name, loss in training.losses.items() if name not in WITHOUT_TEACHER}
+    losses = {name: loss for name, loss in training.losses.items() if name not in LOSSES or LOSSES[name].teacher}
     draws_serve = all(name == "soft_cross_entropy" and loss.temperature == 1 for name, loss in losses.items())
     sizes = *head_sizes(folder), parameter_count(session.recipe.student.model)
     return RecordedPayload(*choose_payload(*sizes, draws_serve))

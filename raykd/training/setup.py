@@ -23,7 +23,7 @@ from raykd.losses.tokens import Kind, TokenLoss
 from raykd.models.adapters import with_lora
 from raykd.models.load import load_model, model_blocks
 from raykd.models.tokenizers import load_tokenizer, shared_vocab_size, tokenizer_mark
-from raykd.recipe.losses import LOSSES, Loss
+from raykd.recipe.losses import Loss
 from raykd.recipe.training import InProcessOutputs, StoredOutputs, Training
 from raykd.run import remote
 from raykd.run.files import fingerprint
@@ -75,7 +75,7 @@ def shared_vocab(job: TrainingSpec, tokenizer: Any) -> int | None:
 
 
 def _needy(training: Training) -> str:
-    return next(f"losses.{name}" for name in training.losses if name in LOSSES and name != "cross_entropy")
+    return f"losses.{training.teacher_losses()[0]}"
 
 
 def parallelised(student: Student, how: str, device: torch.device, world: int) -> Any:

@@ -231,7 +231,7 @@ def test_the_model_is_chosen_by_its_answers_at_fractions_of_an_epoch(tmp_path, s
     changes |= {"dev_metrics": ["phoneme_error_rate", "exact_match"], "choose_by": "phoneme_error_rate"}
     for kind in ("t5", "llama"):
         reports.clear()
-        task = job(tmp_path / kind, shared_tokenizer, kind, dev_answer_rows=8, dev_answer_tokens=8, **changes)
+        task = job(tmp_path / kind, shared_tokenizer, kind, dev_prediction_rows=8, dev_prediction_tokens=8, **changes)
         result = train(task, lambda metrics, folder: reports.append(metrics))
         assert len(reports) == 6 and reports[-1]["step"] == result["steps"]
         rates = {metrics["step"]: metrics["phoneme_error_rate"] for metrics in reports}
@@ -328,7 +328,7 @@ def test_rows_that_count_for_nothing_are_not_judged_by(tmp_path, shared_tokenize
 
 def test_a_metric_that_finds_nothing_to_score_is_left_out(tmp_path, shared_tokenizer):
     reports = []
-    changes = {"dev_metrics": ["chunk_f1", "exact_match"], "choose_by": "chunk_f1", "dev_answer_tokens": 4}
+    changes = {"dev_metrics": ["chunk_f1", "exact_match"], "choose_by": "chunk_f1", "dev_prediction_tokens": 4}
     task = job(tmp_path, shared_tokenizer, max_steps=20, **changes)
     result = train(task, lambda metrics, folder: reports.append(metrics))
     assert all("exact_match" in one and "chunk_f1" not in one for one in reports)

@@ -1,0 +1,58 @@
+"""Names that recipes had before: each is refused with the name that it has now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from typing import Any
+
+# a field and its new name, or field=value and the value's new name; * stands for any text
+RENAMED = {
+    "answers": "pseudo_targets",
+    "method.weigh": "weighting",
+    "method.back_check": "consistency_filter",
+    "student.training.dev_answer_rows": "dev_prediction_rows",
+    "student.training.dev_answer_tokens": "dev_prediction_tokens",
+    "teacher.fine_tune.dev_answer_rows": "dev_prediction_rows",
+    "teacher.fine_tune.dev_answer_tokens": "dev_prediction_tokens",
+    "student.model.kind=cut": "pruned",
+    "teacher.model.kind=cut": "pruned",
+    "teacher.model.kind=served": "endpoint",
+    "student.task=span": "extractive_qa",
+    "teacher.task=span": "extractive_qa",
+    "student.training.teacher.kind=actors": "remote",
+    "teacher.fine_tune.teacher.kind=actors": "remote",
+    "*=raykd.tasks.pronunciation:cmudict": "raykd.data.tasks.pronunciation:cmudict",
+    "*=raykd.tasks.slots:snips": "raykd.data.tasks.slots:snips",
+    "*=raykd.tasks.slots:bio": "raykd.data.tasks.slots:bio",
+    "*=raykd.tasks.slots:INTERLEAVED": "raykd.data.tasks.slots:INTERLEAVED",
+    "*=raykd.tasks.slots:TOP": "raykd.data.tasks.slots:TOP",
+    "*=raykd.tasks.slots:INTENT_NAME": "raykd.data.tasks.slots:INTENT_NAME",
+    "*=raykd.tasks.trees:penn": "raykd.data.tasks.treebanks:penn",
+    "*=raykd.tasks.trees:translation": "raykd.data.tasks.treebanks:translation",
+    "*=raykd.tasks.trees:UNLABELLED": "raykd.data.tasks.trees:UNLABELLED",
+    "*=raykd.tasks.trees:LABELLED": "raykd.data.tasks.trees:LABELLED",
+    "*=raykd.tasks.trees:RELEASE": "raykd.data.tasks.trees:RELEASE",
+}
+
+
+def renamed_names(tree: dict[str, Any]) -> list[str]:
+    """A line `field: renamed: new name` for each old name in a recipe as YAML has it."""
+    lines = []
+    for field, value in _fields(tree):
+        for old, new in RENAMED.items():
+            if "=" not in old and fnmatchcase(field, old):
+                section, dot, _ = field.rpartition(".")
+                lines.append(f"{field}: renamed: {section}{dot}{new}")
+            elif isinstance(value, str) and fnmatchcase(f"{field}={value}", old):
+                lines.append(f"{field}: renamed: {new}")
+    return lines
+
+
+def _fields(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field and its value, sections before their fields; the items of a list are numbered."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in items:
+        field = f"{at}.{name}" if at else str(name)
+        yield field, part
+        yield from _fields(part, field)
