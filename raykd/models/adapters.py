@@ -1,4 +1,4 @@
-"""TODO: docstring."""
+"""Low-rank adapters: put into a model before training, merged into its weights after it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from raykd.recipe.models import Lora
 
 
 def with_lora(model: Any, lora: Lora) -> Any:
-    """The model with adapters in its layers, which alone are trained. Raises ModelError."""
+    """The model with adapters in its layers; only the adapters are trained. Raises ModelError for modules it lacks."""
     from peft import LoraConfig, get_peft_model
 
     settings = LoraConfig(
@@ -27,8 +27,11 @@ def with_lora(model: Any, lora: Lora) -> Any:
 
 
 def merged_weights(weights: dict[str, Any], model: Any) -> dict[str, torch.Tensor]:
-    """Weights of a LoRA model as those of its base: W + scaling B A (Hu et al. 2021, section 4.1)."""
-    found = {}
+    """The weights of a LoRA model under the names of its base model: W + scaling B A (Hu et al. 2021, section 4.1).
+
+    W (out, in), B (out, rank), A (rank, in); the sum is computed in float32 and has the type of W.
+    """
+    merged = {}
     for name, weight in weights.items():
         if ".lora_" in name:
             continue
@@ -39,5 +42,5 @@ def merged_weights(weights: dict[str, Any], model: Any) -> dict[str, torch.Tenso
             layer = model.get_submodule(stem.rstrip("."))
             change = layer.scaling["default"] * (weights[f"{stem}lora_B.default.weight"].float() @ down.float())
             weight = (weight.float() + (change.T if layer.fan_in_fan_out else change)).to(weight.dtype)
-        found[plain] = weight
-    return found
+        merged[plain] = weight
+    return merged

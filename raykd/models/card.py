@@ -1,7 +1,7 @@
 """The model card of a trained model: a `README.md` as the Hugging Face hub reads it; and publishing the folder.
 
-A card says what the model is, how it was made and how to make it again. It names no place on the machine that made
-it, but for those the recipe names, and no secret.
+A card says what the model is, how it was trained and how to train it again. It holds no secret, and of the paths of
+the machine only those that the recipe names.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from raykd.run.files import write_text
 CARD = "README.md"
 BEGIN, END = "<!-- scores -->", "<!-- end of scores -->"
 PATH = re.compile(r"(?<![\w:/.~])/(?:[^\s/'\"`|<>=:,;]+/)+[^\s/'\"`|<>=:,;]*")
-# what a secret is called: api_key, hf_token; but not max_tokens, tokenizer, or the tokens that every model has
-NAME = (
+# names of secrets: api_key, hf_token; but not max_tokens, tokenizer, or the tokens that every model has
+SECRET_NAME = (
     r"(?!\w*(?:pad|eos|bos|unk|sep|cls|mask|stop)_token\b)"
     r"(?:\w*_)?(?:token|password|passwd|secret|api_?key|access_?key|credentials?)"
 )
 SECRET = re.compile(
-    rf"((?:^|[\s{{,.'\"-]){NAME}['\"]?\s*[:=]\s*)(?!null\b|\{{|\[)('[^'\n]*'|\"[^\"\n]*\"|[^\s,}}'\"]+)", re.I | re.M
+    rf"((?:^|[\s{{,.'\"-]){SECRET_NAME}['\"]?\s*[:=]\s*)(?!null\b|\{{|\[)('[^'\n]*'|\"[^\"\n]*\"|[^\s,}}'\"]+)",
+    re.I | re.M,
 )
 KNOWN_SECRET = re.compile(r"\b(?:hf_[A-Za-z0-9]{16,}|AKIA[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[\w-]{20,})")
 IN_ADDRESS = re.compile(r"(?<=://)[^\s/@]+@")
@@ -37,7 +38,7 @@ TEXTS = ("name", "arm", "method", "teacher", "student", "data", "losses", "comma
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says. Texts are a sentence or less; `recipe` is the resolved YAML."""
+    """The contents of a card. Texts are a sentence or less; `recipe` is the resolved YAML."""
 
     name: str  # of the run
     arm: str  # or the stage that trained the model
@@ -50,40 +51,40 @@ class Card:
     recipe: str
     seed: int
     base_model: str | None = None  # its name on the hub, of a student that began with weights
-    licence: str | None = None  # of the model, as the hub names it: apache-2.0
     scores: Mapping[str, float] = field(default_factory=dict)  # by metric
     versions: Mapping[str, str] = field(default_factory=dict)  # by package
 
 
-def write_card(folder: Path, facts: Card) -> None:
+def write_card(folder: Path, card: Card) -> None:
     """Write `README.md` into a model's folder. Raises RunError where it cannot be written."""
-    told = _told(facts)
+    public = _public(card)
     rows = {
-        "method": told.method,
-        "teacher": told.teacher,
-        "student": told.student,
-        "data": told.data,
-        "losses": told.losses,
-        "seed": str(told.seed),
+        "method": public.method,
+        "teacher": public.teacher,
+        "student": public.student,
+        "data": public.data,
+        "losses": public.losses,
+        "seed": str(public.seed),
     }
+    versions = ", ".join(_safe(f"{package} {version}") for package, version in public.versions.items())
     parts = [
-        f"---\n{_front(told)}---",
-        f"# {_safe(told.name)}: {_safe(told.arm)}",
+        f"---\n{_front_matter(public)}---",
+        f"# {_safe(public.name)}: {_safe(public.arm)}",
         "A model distilled with raykd: a small student taught by a large teacher.",
         _table(("", ""), rows),
         "## Scores",
-        _scores(told.scores),
+        _scores(public.scores),
         "## Make it again",
         "With the recipe below as `recipe.yaml`:",
-        _fenced(told.command, "sh"),
-        *([f"Made with {', '.join(_safe(f'{k} {v}') for k, v in told.versions.items())}."] if told.versions else []),
-        f"<details><summary>The recipe, resolved</summary>\n\n{_fenced(told.recipe, 'yaml')}\n\n</details>",
+        _fenced(public.command, "sh"),
+        *([f"Made with {versions}."] if versions else []),
+        f"<details><summary>The recipe, resolved</summary>\n\n{_fenced(public.recipe, 'yaml')}\n\n</details>",
     ]
     write_text(Path(folder) / CARD, "\n\n".join(parts) + "\n")
 
 
-def scored(folder: Path, scores: Mapping[str, float]) -> None:
-    """Put scores into an existing card, in place of those it has.
+def write_scores(folder: Path, scores: Mapping[str, float]) -> None:
+    """Put scores, by metric, into the card of a folder, in place of those it has.
 
     Raises ModelError where there is no card, or none that `write_card` wrote.
     """
@@ -116,60 +117,57 @@ def push(folder: Path, repo: str, private: bool) -> str:
         if not public:
             api.upload_folder(repo_id=repo, folder_path=str(folder), repo_type="model", ignore_patterns=[".*", "**/.*"])
     except Exception as error:  # the hub, its transport and the disk each raise their own
-        reason = _hidden(" ".join(f"{type(error).__name__}: {error}".split()))
+        reason = _without_known_secrets(" ".join(f"{type(error).__name__}: {error}".split()))
         raise ModelError(f"{repo}: cannot be published: {reason[:300]}") from None
     if public:
         raise ModelError(f"{repo}: exists and is public, push_to_hub.private is true: nothing was published")
     return address
 
 
-def _told(facts: Card) -> Card:
-    """The same facts without secrets, and without paths that the recipe does not name."""
-    recipe = _hidden(_without_secrets(facts.recipe))
+def _public(card: Card) -> Card:
+    """The same card without secrets, and without paths that the recipe does not name."""
+    recipe = _without_known_secrets(_without_named_secrets(card.recipe))
 
-    def told(text: str) -> str:
-        return PATH.sub(lambda found: found[0] if found[0] in recipe else Path(found[0]).name, _hidden(text))
+    def public(text: str) -> str:
+        text = _without_known_secrets(text)
+        return PATH.sub(lambda path: path[0] if path[0] in recipe else Path(path[0]).name, text)
 
-    texts = {name: told(getattr(facts, name)) for name in TEXTS}
-    return replace(facts, recipe=recipe, **texts)
+    return replace(card, recipe=recipe, **{name: public(getattr(card, name)) for name in TEXTS})
 
 
-def _without_secrets(recipe: str) -> str:
-    """The recipe with every value hidden whose name is a secret's, however it is written; else as it is."""
+def _without_named_secrets(recipe: str) -> str:
+    """The recipe with every value hidden whose field is named as a secret; unchanged where there is none."""
 
-    def hidden(value: Any) -> Any:
+    def hide(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: HIDDEN if _secret(k) and v is not None else hidden(v) for k, v in value.items()}
-        return [hidden(v) for v in value] if isinstance(value, list) else value
+            return {k: HIDDEN if _is_secret(k) and v is not None else hide(v) for k, v in value.items()}
+        return [hide(v) for v in value] if isinstance(value, list) else value
 
     try:
         tree = yaml.safe_load(recipe)
     except yaml.YAMLError:
         return recipe
-    safe = hidden(tree)
+    safe = hide(tree)
     return recipe if safe == tree else yaml.safe_dump(safe, sort_keys=False, allow_unicode=True)
 
 
-def _secret(name: Any) -> bool:
-    return isinstance(name, str) and re.fullmatch(NAME, name, re.I) is not None
+def _is_secret(name: Any) -> bool:
+    return isinstance(name, str) and re.fullmatch(SECRET_NAME, name, re.I) is not None
 
 
-def _hidden(text: str) -> str:
-    """A text without secrets, as far as one can tell them from what is around them."""
+def _without_known_secrets(text: str) -> str:
+    """A text without secrets, as far as the text around them, or their form, shows what they are."""
     text = SECRET.sub(rf"\1{HIDDEN!r}", text)
     return IN_ADDRESS.sub("", KNOWN_SECRET.sub(HIDDEN, text))
 
 
-def _front(facts: Card) -> str:
+def _front_matter(card: Card) -> str:
     """The front matter, as YAML."""
-    found: dict[str, object] = {"library_name": "transformers"}
-    if facts.base_model and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", facts.base_model):  # a folder is no name
-        found["base_model"] = facts.base_model
-    if facts.licence and facts.licence != "not stated":
-        known = re.fullmatch(r"[A-Za-z0-9.-]+", facts.licence)
-        found |= {"license": facts.licence.lower()} if known else {"license": "other", "license_name": facts.licence}
-    found["tags"] = ["knowledge-distillation", "raykd"]
-    return yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
+    fields: dict[str, object] = {"library_name": "transformers"}
+    if card.base_model and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", card.base_model):  # a folder is no name
+        fields["base_model"] = card.base_model
+    fields["tags"] = ["knowledge-distillation", "raykd"]
+    return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
 
 
 def _scores(scores: Mapping[str, float]) -> str:
@@ -183,12 +181,12 @@ def _table(head: tuple[str, str], rows: Mapping[str, str]) -> str:
 
 
 def _safe(text: str) -> str:
-    """A text that means itself in markdown, on one line."""
+    """A text with markdown and HTML escaped, on one line."""
     plain = html.escape(" ".join(text.split()), quote=False)
     return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", plain)
 
 
 def _fenced(text: str, language: str) -> str:
-    """A block of code; its fence is longer than any in the text."""
+    """A block of code; its fence is longer than any fence in the text."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"

@@ -1,14 +1,11 @@
-"""TODO: docstring."""
+"""Export: a trained model and its tokenizer as a Hugging Face folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from raykd.errors import TrainingError
 from raykd.models.adapters import merged_weights
@@ -17,9 +14,9 @@ from raykd.training.checkpoints import first_line
 
 
 def export_model(folder: Path, student: Any, tokenizer: Any, rank: int) -> None:
-    """Write the model as a Hugging Face folder, whole or not at all; all workers must call. LoRA is merged.
+    """Write the model as a Hugging Face folder, whole or not at all. LoRA is merged.
 
-    Raises TrainingError where it cannot be written.
+    All workers must call it, with their `rank`; the first one writes. Raises TrainingError where it cannot be written.
     """
     model: Any = student.model
     sharded = any(hasattr(p, "full_tensor") for p in model.parameters())

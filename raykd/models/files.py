@@ -1,4 +1,4 @@
-"""TODO: docstring."""
+"""A model as a folder of files: where it is, its configuration, its sizes, and a name by its content."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def model_folder(path: str) -> Path:
 
 
 def content_hash(folder: Path) -> str:
-    """16 hex digits that name a model's weights, configuration and tokenizer by content."""
+    """16 hex digits that name a model's weights, configuration and tokenizer by content.
+
+    Raises ModelError for a folder without safetensors weights.
+    """
     names = ("config.json", "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "merges.txt")
     files = sorted([*folder.glob("*.safetensors"), *(folder / n for n in names if (folder / n).exists())])
     if not any(f.suffix == ".safetensors" for f in files):
@@ -42,9 +45,11 @@ def content_hash(folder: Path) -> str:
     return total.hexdigest()[:16]
 
 
-def saved_configuration(folder: str) -> Any:
-    """The configuration of a model's folder, or of a hub name."""
-    return pretrained_configuration(folder)
+def saved_configuration(path: str) -> Any:
+    """The `transformers` configuration of a model's folder, or of a hub name. Raises ModelError."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(model_folder(path))
 
 
 def head_sizes(folder: Path) -> tuple[int, int]:
@@ -56,14 +61,14 @@ def head_sizes(folder: Path) -> tuple[int, int]:
 
 
 def parameter_count(spec: Model) -> int:
-    """Parameters of a model, counted without making them; embeddings of a model from a configuration are left out."""
+    """How many parameters a model has, without allocating them; of a model from a configuration, without embeddings."""
     import torch
     from transformers import AutoConfig, AutoModel
 
     if isinstance(spec, FromConfig):
         config = AutoConfig.for_model(spec.model_type, **{**spec.settings, "vocab_size": 1})
     else:
-        config = pretrained_configuration(spec.path)
+        config = saved_configuration(spec.path)
     if isinstance(spec, Pruned):
         config = pruning.configuration(config, spec)
     with torch.device("meta"):
@@ -71,24 +76,17 @@ def parameter_count(spec: Model) -> int:
 
 
 def is_encoder_decoder(spec: Model) -> bool:
-    """Whether a model reads its input with an encoder of its own."""
+    """Whether a model has an encoder that reads its input, and a decoder."""
     from transformers import AutoConfig
 
     if isinstance(spec, FromConfig):
         return bool(AutoConfig.for_model(spec.model_type).is_encoder_decoder)
-    return pretrained_configuration(spec.path).is_encoder_decoder
+    return saved_configuration(spec.path).is_encoder_decoder
 
 
 def check_model(spec: Model) -> None:
-    """Raises ModelError where a pretrained model is not to be had, or lacks a layer that is to be kept."""
+    """Raises ModelError where a pretrained model cannot be found, or lacks a layer that the recipe keeps."""
     if isinstance(spec, Pruned):
-        pruning.configuration(pretrained_configuration(spec.path), spec)
+        pruning.configuration(saved_configuration(spec.path), spec)
     elif not isinstance(spec, FromConfig):
         model_folder(spec.path)
-
-
-def pretrained_configuration(path: str) -> Any:
-    """The configuration of a pretrained model."""
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(model_folder(path))

@@ -1,4 +1,4 @@
-"""TODO: docstring."""
+"""Models from a folder or with random weights, ready to train or to generate; texts as embeddings of an encoder."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 
 from raykd.errors import ModelError
 from raykd.models import pruning
-from raykd.models.files import model_folder, pretrained_configuration
+from raykd.models.files import model_folder, saved_configuration
 from raykd.models.tokenizers import load_tokenizer
 from raykd.recipe.models import FromConfig, Model, Pruned, Task
 
-EMBEDDED = 8192  # padded tokens that are embedded at once
+EMBEDDED = 8192  # padded tokens of a batch of texts to embed
 
 
 def model_configuration(spec: FromConfig, tokenizer: Any) -> Any:
@@ -44,15 +44,13 @@ def load_model(spec: Model, tokenizer: Any, task: Task = "generation", labels: l
     """
     import transformers
 
-    config = (
-        model_configuration(spec, tokenizer) if isinstance(spec, FromConfig) else pretrained_configuration(spec.path)
-    )
-    if task == "generation":
-        family: Any = getattr(transformers, f"AutoModelFor{'Seq2SeqLM' if config.is_encoder_decoder else 'CausalLM'}")
-    else:
-        family = getattr(
-            transformers, f"AutoModelFor{'QuestionAnswering' if task == 'extractive_qa' else 'SequenceClassification'}"
-        )
+    config = model_configuration(spec, tokenizer) if isinstance(spec, FromConfig) else saved_configuration(spec.path)
+    head = {
+        "generation": "Seq2SeqLM" if config.is_encoder_decoder else "CausalLM",
+        "extractive_qa": "QuestionAnswering",
+    }
+    family: Any = getattr(transformers, f"AutoModelFor{head.get(task, 'SequenceClassification')}")
+    if task != "generation":
         if type(config) not in family._model_mapping:
             raise ModelError(f"transformers has no {config.model_type} model for the task {task}")
         config.pad_token_id = tokenizer.pad_token_id
@@ -72,15 +70,16 @@ def load_model(spec: Model, tokenizer: Any, task: Task = "generation", labels: l
 
 
 def model_blocks(model: Any) -> list[Any]:
-    """The layers a model repeats: what is compiled, or split among workers, one by one."""
+    """The layers a model repeats, which are compiled, or split among workers, one by one."""
     names = set(getattr(model, "_no_split_modules", None) or ())
     return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def _name_classes(config: Any, labels: list[str] | None, path: str) -> None:
-    """Make a configuration that of a classification by the labels, of a regression without; path: its checkpoint's.
+    """Write the labels of a classification into a configuration, or without labels a regression's one number.
 
-    Raises ModelError where the checkpoint has been trained to tell other classes apart.
+    `path` is its checkpoint's, empty for random weights. Raises ModelError where the checkpoint has been trained for
+    other classes.
     """
     before = [config.id2label[i] for i in sorted(config.id2label)]
     trained = path and any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
@@ -94,7 +93,10 @@ def _name_classes(config: Any, labels: list[str] | None, path: str) -> None:
 
 
 def embedder(path: str) -> Callable[[list[str]], np.ndarray]:
-    """A function from texts to the means of an encoder's last hidden states (N, H), float32, of length 1."""
+    """A function from N texts to the means of an encoder's last hidden states: (N, H) float32, rows of length 1.
+
+    path: the encoder's folder or hub name. A text without tokens is embedded as one padding token. Raises ModelError.
+    """
     import torch
     from transformers import AutoModel
 
@@ -108,13 +110,13 @@ def embedder(path: str) -> Callable[[list[str]], np.ndarray]:
     @torch.inference_mode()
     def embed(texts: list[str]) -> np.ndarray:
         rows = [ids[:longest] or [tokenizer.pad_token_id] for ids in tokenizer(texts)["input_ids"]] if texts else []
-        found = np.zeros((len(rows), model.config.hidden_size), np.float32)
-        for piece in batches.by_length([len(ids) for ids in rows], EMBEDDED):
-            tensors = batches.pad_right([rows[i] for i in piece], tokenizer.pad_token_id)
+        embeddings_NH = np.zeros((len(rows), model.config.hidden_size), np.float32)
+        for batch in batches.by_length([len(ids) for ids in rows], EMBEDDED):
+            tensors = batches.pad_right([rows[i] for i in batch], tokenizer.pad_token_id)
             tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
             hidden_BTH, mask_BT1 = model(**tensors).last_hidden_state, tensors["attention_mask"][..., None]
             means_BH = (hidden_BTH * mask_BT1).sum(1) / mask_BT1.sum(1)
-            found[piece] = torch.nn.functional.normalize(means_BH, dim=1).cpu().numpy()
-        return found
+            embeddings_NH[batch] = torch.nn.functional.normalize(means_BH, dim=1).cpu().numpy()
+        return embeddings_NH
 
     return embed

@@ -1,4 +1,4 @@
-"""Models and tokenizers: load, build from a configuration, encode, name by content."""
+"""Tokenizers: build, load, encode inputs and targets, name by content, and check that two agree."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
 
 def build_tokenizer(spec: Tokenizer, texts: list[str], folder: Path, generates: bool = True) -> None:
-    """Save into `folder` the tokenizer that models with random weights use; texts are those it must know.
+    """Save into `folder` the tokenizer that models with random weights use; it has a token for each word of `texts`.
 
-    `generates`: as of `load_tokenizer`.
+    generates: as in `load_tokenizer`. Raises ModelError.
     """
     if isinstance(spec, PretrainedTokenizer):
         load_tokenizer(spec.path, generates).save_pretrained(folder)
@@ -26,15 +26,17 @@ def build_tokenizer(spec: Tokenizer, texts: list[str], folder: Path, generates: 
 
     words = sorted({word for text in texts for word in text.split()} - {PAD, END, UNKNOWN})
     vocabulary = [PAD, END, UNKNOWN, *(w for w in dict.fromkeys(spec.extra) if w not in words), *words]
-    made = Words(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=UNKNOWN))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=made, pad_token=PAD, eos_token=END, unk_token=UNKNOWN).save_pretrained(
-        folder
-    )
+    backend = Words(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=UNKNOWN))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, eos_token=END, unk_token=UNKNOWN)
+    tokenizer.save_pretrained(folder)
 
 
 def load_tokenizer(path: str | Path, generates: bool = True) -> Any:
-    """A tokenizer with a padding token and, for a model that writes, an end-of-sequence token. Raises ModelError."""
+    """A tokenizer with a padding token and, where the model `generates`, an end-of-sequence token.
+
+    Raises ModelError where there is no tokenizer, or none with such a token.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -52,8 +54,8 @@ def tokenizer_mark(path: str) -> str:
     """12 hex digits that name what a tokenizer does."""
     tokenizer = load_tokenizer(path, generates=False)
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    what = backend.to_str() if backend else sorted(tokenizer.get_vocab().items())
-    return fingerprint([what, tokenizer.special_tokens_map, tokenizer.chat_template])
+    content = backend.to_str() if backend else sorted(tokenizer.get_vocab().items())
+    return fingerprint([content, tokenizer.special_tokens_map, tokenizer.chat_template])
 
 
 PROBES = (
@@ -66,27 +68,27 @@ PROBES = (
 
 
 def shared_vocab_size(student: Any, teacher: Any) -> int:
-    """How many token ids mean the same to both tokenizers: logits beyond are padding, or tokens of one alone; cut them.
+    """How many token ids mean the same to both tokenizers. Logits beyond are padding, or tokens of one: cut them off.
 
     Widths prove nothing: models pad their vocabularies, and two tokenizers can be as wide by chance. So both encode
-    the same texts: PROBES, and what a sample of each one's own tokens stands for. Raises ModelError with the first
+    the same texts: PROBES, and the texts of a sample of each tokenizer's own tokens. Raises ModelError with the first
     text that they encode differently.
     """
-    columns = min(len(student), len(teacher))
-    sample = range(0, columns, max(1, columns // 1000))
+    size = min(len(student), len(teacher))
+    sample = range(0, size, max(1, size // 1000))
     for text in (*PROBES, *(t.decode([i]) for t in (student, teacher) for i in sample)):
-        one, other = (t(text, add_special_tokens=False).input_ids for t in (student, teacher))
-        if one != other:
-            shown = f"{text[:40]!r} is {one[:6]} to the student's and {other[:6]} to the teacher's"
+        student_ids, teacher_ids = (t(text, add_special_tokens=False).input_ids for t in (student, teacher))
+        if student_ids != teacher_ids:
+            shown = f"{text[:40]!r} is {student_ids[:6]} to the student's and {teacher_ids[:6]} to the teacher's"
             raise ModelError(f"the tokenizers differ, so token-level losses have no meaning: {shown}")
-    return columns
+    return size
 
 
 def encode_inputs(tokenizer: Any, texts: list[str], encoder: bool, special_tokens: bool = True) -> list[list[int]]:
-    """Token ids of prompts: one end token for an encoder, none before a causal model's continuation.
+    """Token ids of prompts: with one end token for an `encoder`, with none before a causal model's continuation.
 
-    special_tokens adds the tokenizer's own, such as a beginning; a chat template has written them already. Training
-    and every engine encode through here, so that a served model reads what it was trained to read.
+    special_tokens: add the tokenizer's own, such as a beginning; a chat template has written them already. Training
+    and every engine encode with this function, so that a served model reads the token ids that it was trained on.
     """
     end: int = tokenizer.eos_token_id
     rows: list[list[int]] = tokenizer(texts, add_special_tokens=special_tokens).input_ids if texts else []

@@ -171,9 +171,9 @@ def test_the_generation_settings_of_the_larger_model_stay(folders, tmp_path):
 )
 def test_layers_that_are_not_there_are_refused(folders, kind, fields, words):
     spec = Pruned(kind="pruned", path=str(folders[kind]), **fields)
-    for refused in (check_model, parameter_count, lambda spec: loaded(folders, kind, spec)):
+    for fails in (check_model, parameter_count, lambda spec: loaded(folders, kind, spec)):
         with pytest.raises(ModelError, match=words) as error:
-            refused(spec)
+            fails(spec)
         assert "\n" not in str(error.value)
 
 
@@ -182,13 +182,13 @@ def test_one_side_may_stay_whole(folders):
     assert (made.config.encoder_layers, made.config.decoder_layers) == (3, 1)
 
 
-def test_models_that_share_their_layers_cannot_be_cut(folders, tmp_path):
+def test_models_that_share_their_layers_cannot_be_pruned(folders, tmp_path):
     tokenizer = load_tokenizer(folders["bert"])
     settings = {**SMALL, "embedding_size": 8}
     load_model(
         FromConfig(kind="config", model_type="albert", settings=settings), tokenizer, "regression"
     ).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="does not hold its 3 layers in one list, so none can be cut"):
+    with pytest.raises(ModelError, match="does not hold its 3 layers in one list, so none can be pruned"):
         load_model(Pruned(kind="pruned", path=str(tmp_path), layers=[0]), tokenizer, "regression")
 
 
