@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raykd.data.examples import SAVED_ROWS, Example, Lineage
@@ -19,7 +18,7 @@ from raykd.run.manifests import StageAbout
 from raykd.run.session import EVERY_ARM
 from raykd.store.read import read_texts
 from raykd.store.store import Store
-from raykd.training.sources import StoredSource
+from raykd.training.sources import StoredSource, is_from
 
 TEACHER_LINEAGE = Lineage("teacher")
 PROMPTS = pa.schema(
@@ -76,7 +75,7 @@ def read_samples(
     prompts: list[tuple[str, str, bytes]] = []  # id, input, key
     with pq.ParquetFile(stored.prompts) as file:
         for batch in file.iter_batches(SAVED_ROWS, columns=["source", "id", "input", "key"]):
-            _, *columns = batch.filter(pc.equal(batch["source"], source)).columns
+            _, *columns = batch.filter(pa.array(is_from(batch["source"], (source,)))).columns
             prompts += zip(*(column.to_pylist() for column in columns), strict=True)
             if most_inputs is not None and len(prompts) >= most_inputs:
                 break

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raykd.data.examples import chunk_order
@@ -109,7 +108,7 @@ def read_store(source: StoredSource) -> Iterator[list[Row]]:
     with pq.ParquetFile(source.prompts) as file:
         for rows in chunks_of(source):
             prompts = _read_prompts(file, rows)
-            prompts = prompts.filter(pc.is_in(prompts["source"], pa.array(source.sources, pa.string())))
+            prompts = prompts.filter(pa.array(is_from(prompts["source"], source.sources)))
             keys = prompts["key"].to_pylist()
             wanted = np.zeros(len(keys) * source.samples, ROW)
             wanted["key"] = np.repeat(np.array(keys, "S16"), source.samples)
@@ -151,14 +150,18 @@ def _read_prompts(file: pq.ParquetFile, rows: range) -> pa.Table:
     return table.slice(rows.start - int(ends[first] - sizes[first]), len(rows))
 
 
+def is_from(source_column: pa.Array | pa.ChunkedArray, names: tuple[str, ...]) -> np.ndarray:
+    """(N,) bool: which rows of a prompts' file are of these sources."""
+    return np.isin(np.array(source_column.to_pylist(), object), names)
+
+
 def chunks_of(source: StoredSource) -> list[range]:
     """Rows of the prompts' file that are read together, in the order of the teacher pass.
 
     Chunks without a row of `source.sources` are left out.
     """
-    names = pa.array(source.sources, pa.string())
     with pq.ParquetFile(source.prompts) as file:
         batches = file.iter_batches(columns=["source"])
-        wanted = np.concatenate([pc.is_in(batch["source"], names).to_numpy(zero_copy_only=False) for batch in batches])
+        wanted = np.concatenate([is_from(batch["source"], source.sources) for batch in batches])
     chunks = chunk_order(len(wanted), source.chunk, source.seed)
     return [rows for rows in chunks if wanted[rows.start : rows.stop].any()]
