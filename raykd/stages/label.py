@@ -77,6 +77,7 @@ class _Plan:
 
     @property
     def endpoint(self) -> bool:
+        """Whether the model is behind an endpoint, and has no folder."""
         return isinstance(self.request.role.engine, EndpointEngine)
 
 

@@ -19,6 +19,7 @@ class Ragged(NamedTuple):
     offsets: np.ndarray  # (N + 1,) int, from 0
 
     def row(self, number: int) -> np.ndarray:
+        """The values of a row, as a view."""
         return self.values[self.offsets[number] : self.offsets[number + 1]]
 
     def lengths(self) -> np.ndarray:

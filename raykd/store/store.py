@@ -84,6 +84,7 @@ class Store:
 
     @property
     def closed(self) -> bool:
+        """Whether no pass writes."""
         self.fs.invalidate_cache()  # others write too
         return self.fs.exists(f"{self.root}/closed.json")
 
