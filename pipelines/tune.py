@@ -28,9 +28,9 @@ from pipelines import distill, mckd
 from raykd.console import Console
 from raykd.errors import RaykdError, RecipeError, RunError
 from raykd.recipe import space
-from raykd.recipe.load import changed_recipe, load_recipe, recipe_differences, resolve_paths
+from raykd.recipe.load import changed_recipe, load_recipe, parse_recipe, recipe_differences, resolve_paths
 from raykd.recipe.recipe import Recipe
-from raykd.recipe.space import Point, Space
+from raykd.recipe.space import Objective, Point, Space
 from raykd.report.gather import LAST, log_lines
 from raykd.report.sweep import SEARCHED, TRIAL, write_sweep_report
 from raykd.run.files import write_json
@@ -50,7 +50,7 @@ class Sweep:
     folder: Path
     recipe: Recipe
     space: Space
-    goals: list[tuple[str, str]]
+    goals: list[Objective]
 
 
 def run(recipe: Recipe, searched: Space, console: Console) -> dict[str, Any]:
@@ -59,15 +59,15 @@ def run(recipe: Recipe, searched: Space, console: Console) -> dict[str, Any]:
     Raises RecipeError, before anything starts, for a space that does not fit the recipe.
     """
     recipe = resolve_paths(recipe)  # trials may run in other folders
-    goals = space.goals(searched, recipe)
-    points, asking = space.all_of(searched, recipe)
+    goals = space.resolve_goals(searched, recipe)
+    points, teacher_recipe = space.plan_trials(searched, recipe)
     if "://" in recipe.output:
         raise RecipeError(f"output: {recipe.output}: a sweep needs a folder that every node sees, found a URL")
     folder = Path(recipe.output) / f"{recipe.name}-{searched.name}"
     _begin(folder, recipe, searched, goals)
     with ExitStack() as kept:
         kept.enter_context(console.quiet(folder / "driver.log"))
-        teacher = kept.enter_context(Session(asking, console, folder / "teacher"))
+        teacher = kept.enter_context(Session(teacher_recipe, console, folder / "teacher"))
         concurrent, threads = trials_at_once(teacher, searched.search.concurrent)
         own = {"cluster.student.threads": threads}  # the best recipe says it too: another number gives another student
         sweep = Sweep(folder.absolute(), changed_recipe(recipe, own, ""), searched, goals)
@@ -82,7 +82,7 @@ def run(recipe: Recipe, searched: Space, console: Console) -> dict[str, Any]:
     return write_sweep_report(folder)
 
 
-def _begin(folder: Path, recipe: Recipe, searched: Space, goals: list[tuple[str, str]]) -> None:
+def _begin(folder: Path, recipe: Recipe, searched: Space, goals: list[Objective]) -> None:
     """Refuse a folder of another sweep. Raises RunError."""
     file = folder / SEARCHED
     now = {"space": searched.source, "goals": goals, "recipe": recipe.model_dump(mode="json")}
@@ -90,7 +90,7 @@ def _begin(folder: Path, recipe: Recipe, searched: Space, goals: list[tuple[str,
         write_json(file, now)
         return
     before = json.loads(file.read_text(encoding="utf-8"))
-    changed = recipe_differences(Recipe.model_validate(before["recipe"]), recipe)
+    changed = recipe_differences(parse_recipe(before["recipe"], str(file)), recipe)
     if before["space"] != searched.source:
         changed.append("the space")
     if changed:
@@ -107,7 +107,7 @@ def trial(sweep: Sweep, name: str, point: Point, send: Report, resume: Path | No
     if done.exists():  # the sweep was killed before Ray Tune had noted it
         metrics = json.loads(done.read_text(encoding="utf-8"))["metrics"]
         return send(metrics, None) if metrics else None
-    recipe = space.recipe_of(sweep.space, sweep.recipe, point)
+    recipe = space.trial_recipe(sweep.space, sweep.recipe, point)
     console = Console()
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "trial.log", "a", buffering=1, encoding="utf-8") as console.out:

@@ -24,30 +24,20 @@ from raykd.console import Console
 from raykd.errors import RunError
 from raykd.recipe.cluster import Cluster
 from raykd.recipe.recipe import Recipe
-from raykd.recipe.space import Asha, Optuna, Pbt, Point, Space, is_domain, made, said
+from raykd.recipe.space import Asha, Objective, Optuna, Pbt, Point, Space, build_point, is_domain, point_line
 from raykd.report.sweep import RUNGS
 from raykd.run.files import put, replaced
 
 if TYPE_CHECKING:
+    from raykd.stages.sweep import Report, SearchPlan, Trial
     from raykd.training.job import TrainingSpec
 
 LAST = "last"  # in a training's folder: its last checkpoint
 TIME = "progress"  # percent of the training that is searched
 END = 99.9  # of TIME: no rung lies there, because a trial that came so far is to be scored
-Report = Callable[[dict[str, float], Path | None], None]
-Trial = Callable[[str, Point, Report, Path | None], None]
 
 
-def search(
-    trial: Trial,
-    goals: list[tuple[str, str]],
-    space: Space,
-    points: list[Point],
-    folder: Path,
-    recipe: Recipe,
-    concurrent: int,
-    console: Console,
-) -> None:
+def search(plan: SearchPlan, trial: Trial, recipe: Recipe, console: Console) -> None:
     """Run `trial(id, point, report, checkpoint)` of each point; go on where a search in this folder was stopped.
 
     Raises RunError where trials were lost for good: a process that died more often than `cluster.student.max_failures`.
@@ -57,42 +47,54 @@ def search(
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # a recipe's functions may read files beside the recipe
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     body = tune.with_resources(_Body(trial), tune.PlacementGroupFactory([_resources(recipe.cluster)]))
-    _Said.console, _Said.goals, _Said.count = console, goals, len(points) or getattr(space.search, "trials", 0)
-    console.say(f"tune: {_Said.count} trials, {concurrent} at a time")
-    if tune.Tuner.can_restore(str(folder)):
-        tuner = tune.Tuner.restore(str(folder), body, resume_unfinished=True, resume_errored=True)
+    _Announcer.console, _Announcer.goals, _Announcer.count = console, plan.goals, _trial_count(plan)
+    console.say(f"tune: {_Announcer.count} trials, {plan.concurrent} at a time")
+    if tune.Tuner.can_restore(str(plan.folder)):
+        tuner = tune.Tuner.restore(str(plan.folder), body, resume_unfinished=True, resume_errored=True)
     else:
-        tuner = tune.Tuner(
-            body,
-            param_space={"point": tune.grid_search(points)} if points else None,
-            tune_config=tune.TuneConfig(
-                metric=goals[0][0] if len(goals) == 1 else None,
-                mode=goals[0][1] if len(goals) == 1 else None,
-                search_alg=_searcher(space, goals, recipe.seed, concurrent),
-                num_samples=1 if points else getattr(space.search, "trials", 1),
-                scheduler=_scheduler(space, folder.parent / RUNGS),  # Ray Tune puts back older files in its own folder
-                max_concurrent_trials=concurrent if not points else None,
-                trial_name_creator=_name,
-                trial_dirname_creator=_name,
-            ),
-            run_config=tune.RunConfig(
-                name=folder.name,
-                storage_path=str(folder.parent.absolute()),
-                verbose=0,
-                callbacks=[_Said()],
-                # population-based training goes on from checkpoints of other trials, also from older ones
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=None if isinstance(space.scheduler, Pbt) else 1),
-                failure_config=tune.FailureConfig(max_failures=recipe.cluster.student.max_failures),
-            ),
-        )
+        tuner = _new_tuner(body, plan, recipe)
     results = tuner.fit()
     if results.num_errors:
         first = str(results.errors[0]).strip().splitlines()[-1]
-        raise RunError(f"{folder}: {results.num_errors} trials were lost, the first by: {first}; run it again to retry")
+        raise RunError(
+            f"{plan.folder}: {results.num_errors} trials were lost, the first by: {first}; run it again to retry"
+        )
+
+
+def _trial_count(plan: SearchPlan) -> int:
+    return len(plan.points) or getattr(plan.space.search, "trials", 0)
+
+
+def _new_tuner(body: Any, plan: SearchPlan, recipe: Recipe) -> tune.Tuner:
+    space, folder = plan.space, plan.folder
+    goal = plan.goals[0] if len(plan.goals) == 1 else None
+    return tune.Tuner(
+        body,
+        param_space={"point": tune.grid_search(plan.points)} if plan.points else None,
+        tune_config=tune.TuneConfig(
+            metric=goal and goal.metric,
+            mode=goal and goal.direction,
+            search_alg=_searcher(plan, recipe.seed),
+            num_samples=1 if plan.points else getattr(space.search, "trials", 1),
+            scheduler=_scheduler(space, folder.parent / RUNGS),  # Ray Tune puts back older files in its own folder
+            max_concurrent_trials=None if plan.points else plan.concurrent,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        ),
+        run_config=tune.RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent.absolute()),
+            verbose=0,
+            callbacks=[_Announcer()],
+            # population-based training goes on from checkpoints of other trials, also from older ones
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=None if isinstance(space.scheduler, Pbt) else 1),
+            failure_config=tune.FailureConfig(max_failures=recipe.cluster.student.max_failures),
+        ),
+    )
 
 
 def _point(config: dict[str, Any]) -> Point:
-    """What a trial was given: points known from the start come whole, Optuna's are the configuration."""
+    """A trial's point: one that was known from the start comes whole, one of Optuna's is the configuration itself."""
     return config.get("point", config)
 
 
@@ -101,7 +103,7 @@ def _name(trial: Any) -> str:
 
 
 def _resources(cluster: Cluster) -> dict[str, float]:
-    """What a trial itself takes: its only worker's, or next to nothing where Ray Train gets workers of their own."""
+    """The resources of a trial itself: its only worker's; next to none where Ray Train starts workers of its own."""
     if cluster.student.bounds()[1] > 1:
         return {"CPU": 0.01}
     return dict(cluster.student.resources) or {"CPU": 0.01}
@@ -116,44 +118,44 @@ class _Body:
         self.trial = trial
 
     def __call__(self, config: dict[str, Any]) -> None:
-        held = tune.get_checkpoint()
-        with held.as_directory() if held else nullcontext() as folder:
+        checkpoint = tune.get_checkpoint()
+        with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
             self.trial(tune.get_context().get_trial_id(), _point(config), _report, Path(folder) if folder else None)
 
 
 def _report(metrics: dict[str, float], folder: Path | None) -> None:
-    """Returns when Ray Tune has decided what becomes of the trial."""
+    """Report to Ray Tune; returns when it has decided whether the trial goes on."""
     tune.report(dict(metrics), checkpoint=tune.Checkpoint.from_directory(str(folder)) if folder else None)
 
 
-def trainer(goal: str, report: Report, resume: Path | None) -> Callable[..., dict]:
+def trial_fit(stage: str, report: Report, checkpoint: Path | None) -> Callable[..., dict]:
     """How a trial trains, in place of `train.fit`: in its own process, or on Ray Train where it has several workers.
 
-    Of the training named `goal` every evaluation is reported, and it begins with the checkpoint `resume`; each
+    Every evaluation of the training `stage` is reported, and it begins with `checkpoint`, if there is one. Each
     training keeps its last checkpoint in its folder, and goes on from there.
     """
 
-    def fit(job: TrainingSpec, cluster: Cluster, progress: Callable[[int, str], None]) -> dict:
+    def fit(spec: TrainingSpec, cluster: Cluster, progress: Callable[[int, str], None]) -> dict:
         if cluster.student.bounds()[1] > 1:
-            return ray_train.fit(job, cluster, progress, [TuneReportCallback()] if job.name == goal else [])
+            return ray_train.fit(spec, cluster, progress, [TuneReportCallback()] if spec.name == stage else [])
         from raykd.training.loop import train
 
-        last = Path(job.folder) / LAST
-        counted: dict[str, int] = {}
+        last = Path(spec.folder) / LAST
+        counts: dict[str, int] = {}
 
         def keep(metrics: dict, folder: Path) -> None:
-            if job.name == goal:
+            if spec.name == stage:
                 report(metrics, folder)  # first: what is not reported is done again
             with replaced(last) as part:
                 shutil.copytree(folder, part, dirs_exist_ok=True)
             for name in ("examples", "tokens"):
-                counters.add(f"{name}_trained", metrics[name] - counted.get(name, 0), job.run, job.name)
-                counted[name] = metrics[name]
+                counters.add(f"{name}_trained", metrics[name] - counts.get(name, 0), spec.run, spec.name)
+                counts[name] = metrics[name]
             progress(metrics["step"], f"dev loss {metrics['dev_loss']:.3f}")
 
-        held = last if last.exists() else resume if job.name == goal else None
-        with score.scorers(job, cluster) as scorer:
-            result = train(job, keep, held, scorer)
+        begin = last if last.exists() else checkpoint if spec.name == stage else None
+        with score.scorers(spec, cluster) as scorer:
+            result = train(spec, keep, begin, scorer)
         shutil.rmtree(last, ignore_errors=True)
         return result
 
@@ -163,30 +165,30 @@ def trainer(goal: str, report: Report, resume: Path | None) -> Callable[..., dic
 # --------------------------------------------------------------------------------------------- searchers
 
 
-def _searcher(space: Space, goals: list[tuple[str, str]], seed: int, concurrent: int) -> Any:
-    if not isinstance(space.search, Optuna):
-        return BasicVariantGenerator(max_concurrent=concurrent)
+def _searcher(plan: SearchPlan, seed: int) -> Any:
+    if not isinstance(plan.space.search, Optuna):
+        return BasicVariantGenerator(max_concurrent=plan.concurrent)
     from optuna.samplers import TPESampler
 
-    metrics, modes = [metric for metric, _ in goals], [mode for _, mode in goals]
+    metrics, modes = [goal.metric for goal in plan.goals], [goal.direction for goal in plan.goals]
     sampler = TPESampler(seed=seed, multivariate=True, group=True)  # group: fields of a choice that was not drawn
-    several = len(goals) > 1
+    several = len(plan.goals) > 1
     return OptunaSearch(
-        _Suggested(space),
+        _Proposal(plan.space),
         metric=metrics if several else metrics[0],
         mode=modes if several else modes[0],
         sampler=sampler,
     )
 
 
-class _Suggested:
-    """A point of Optuna's choosing; the fields of a choice are asked for only where it is made."""
+class _Proposal:
+    """Lets Optuna propose a point; the fields of a choice are proposed only where that choice is drawn."""
 
     def __init__(self, space: Space):
         self.space = space
 
     def __call__(self, trial: Any) -> None:
-        made(self.space.fields, lambda name, domain: _suggest(trial, name, domain))
+        build_point(self.space.fields, lambda name, domain: _suggest(trial, name, domain))
 
 
 def _suggest(trial: Any, name: str, domain: Any) -> Any:
@@ -241,9 +243,9 @@ class _RememberingAsha(ASHAScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         if not self.read and self.memory.exists():
-            held = json.loads(self.memory.read_text(encoding="utf-8"))
-            self.brackets_of, self.stopped = held["brackets"], held["stopped"]
-            for bracket, rungs in zip(self._brackets, held["rungs"], strict=True):
+            memory = json.loads(self.memory.read_text(encoding="utf-8"))
+            self.brackets_of, self.stopped = memory["brackets"], memory["stopped"]
+            for bracket, rungs in zip(self._brackets, memory["rungs"], strict=True):
                 bracket._rungs = [(milestone, recorded) for milestone, recorded in rungs]
         self.read = True
         super().on_trial_add(tune_controller, trial)
@@ -265,29 +267,31 @@ class _RememberingAsha(ASHAScheduler):
 
     def _remember(self) -> None:
         rungs = [bracket._rungs for bracket in self._brackets]
-        held = {"rungs": rungs, "brackets": self.brackets_of, "stopped": self.stopped}
-        put(self.memory, json.dumps(held).encode())
+        memory = {"rungs": rungs, "brackets": self.brackets_of, "stopped": self.stopped}
+        put(self.memory, json.dumps(memory).encode())
 
 
-class _Said(tune.Callback):
-    """What the user sees of trials. Ray Tune pickles it, so what it says it to is the class's."""
+class _Announcer(tune.Callback):
+    """What the user sees of trials. Ray Tune pickles callbacks, so the console is the class's."""
 
     console: Console
-    goals: list[tuple[str, str]]
+    goals: list[Objective]
     count: int
     over = 0
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         numbers = [f"{name} {result[name]:.4g}" for name, _ in self.goals if name in result]
         numbers += [f"{name} {value:.4g}" for name, value in result.items() if name.startswith("test/")]
-        done = f"{result[TIME]:.0f} %" if TIME in result else "?"
-        self.console.say(f"trial {trial.trial_id}: {done}, {', '.join(numbers)} ({said(_point(trial.config))})")
+        progress = f"{result[TIME]:.0f} %" if TIME in result else "?"
+        self.console.say(
+            f"trial {trial.trial_id}: {progress}, {', '.join(numbers)} ({point_line(_point(trial.config))})"
+        )
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         type(self).over += 1
         last = (trial.last_result or {}).get(TIME)
-        how = "failed" if last is None else "done" if last >= 100 else f"stopped at {last:.0f} %"
-        self.console.say(f"trial {trial.trial_id}: {how}; {self.over} of {self.count} over")
+        end = "failed" if last is None else "done" if last >= 100 else f"stopped at {last:.0f} %"
+        self.console.say(f"trial {trial.trial_id}: {end}; {self.over} of {self.count} over")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self.console.say(f"trial {trial.trial_id}: its process was lost")

@@ -3,13 +3,13 @@
 A space is a Python file with
 
     SPACE      recipe field -> a domain of ray.tune, or a value that every trial has;
-               or a name -> {choice: another such mapping}: a trial has one of them, and no other's fields
+               or a name -> {choice: another such mapping}: a trial has one choice, and the fields of no other
     GOAL       {metric, direction}, or a list of them; default: the first of the student's dev_metrics, else dev_loss
     SEARCH     {kind: grid | random | optuna, ...}; default: 8 at random
     SCHEDULER  {kind: none | asha | pbt, ...}; default: asha
 
-A point is what one trial was given: {field or name of a choice: value}. Domains are used as ray.tune made them; nothing
-here imports Ray.
+A point is where a trial is in the space: {field or name of a choice: value}. Nothing here imports Ray: domains are the
+objects that ray.tune gave the space's file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
@@ -33,32 +33,34 @@ from raykd.recipe.recipe import Recipe
 from raykd.recipe.section import Section
 
 FIELD = re.compile(r"\w+(\.\w+)+")
-AT_THE_END = {"parameters": "min", "prediction_seconds": "min"}  # what only a finished trial can say, and what is better
-WHILE_TRAINING = re.compile(
-    r"student\.training\.(learning_rate|weight_decay|max_grad_norm|losses\..+)"
-)  # pbt may change
+AT_THE_END = {"parameters": "min", "prediction_seconds": "min"}  # metrics of finished trials alone -> better direction
+# fields that pbt may change while a student trains
+WHILE_TRAINING = re.compile(r"student\.training\.(learning_rate|weight_decay|max_grad_norm|losses\..+)")
+KINDS = ("grid", "random", "optuna", "none", "asha", "pbt")
 Point = dict[str, Any]
 
 
 class Goal(Section):
-    """What is searched for."""
+    """What the search minimises or maximises."""
 
     metric: str | None = Field(
         default=None,
         description="dev_loss, one of student.training.dev_metrics, parameters, or prediction_seconds: of a test input",
     )
-    direction: Literal["min", "max"] | None = Field(default=None, description="default: as the metric's name has it")
+    direction: Literal["min", "max"] | None = Field(
+        default=None, description="default: the better direction of the metric"
+    )
 
 
 class Grid(Section):
-    """Every combination; all domains are choices."""
+    """Every combination. All domains are choices."""
 
     kind: Literal["grid"]
     concurrent: int | None = Field(default=None, ge=1, description="trials at a time; default: as many as fit")
 
 
 class Random(Section):
-    """Points drawn at random, by the recipe's seed."""
+    """Points drawn at random, from the recipe's seed."""
 
     kind: Literal["random"]
     trials: int = Field(default=8, ge=1)
@@ -66,7 +68,7 @@ class Random(Section):
 
 
 class Optuna(Section):
-    """Optuna's tree-structured Parzen estimator (Bergstra et al. 2011); several goals make a front."""
+    """Optuna's tree-structured Parzen estimator (Bergstra et al. 2011); several goals give a Pareto front."""
 
     kind: Literal["optuna"]
     trials: int = Field(default=16, ge=1)
@@ -84,16 +86,18 @@ class Asha(Section):
 
     kind: Literal["asha"]
     grace: float = Field(default=25, gt=0, lt=100, description="percent of its training before a trial may be stopped")
-    reduction: float = Field(default=2, gt=1, description="one of so many goes on at each rung")
+    reduction: float = Field(default=2, gt=1, description="at each rung one trial of so many goes on")
     brackets: int = Field(default=1, ge=1)
 
 
 class Pbt(Section):
-    """Population-based training (Jaderberg et al. 2017): a bad trial goes on from a good one's checkpoint."""
+    """Population-based training (Jaderberg et al. 2017): a bad trial continues from a good trial's checkpoint."""
 
     kind: Literal["pbt"]
     every: float = Field(default=20, gt=0, lt=100, description="percent of the training between two comparisons")
-    share: float = Field(default=0.25, gt=0, le=0.5, description="of the trials that copies, and that is copied")
+    share: float = Field(
+        default=0.25, gt=0, le=0.5, description="of the trials: the worst so many copy from the best so many"
+    )
 
 
 Search = Annotated[Grid | Random | Optuna, Field(discriminator="kind")]
@@ -102,7 +106,7 @@ Scheduler = Annotated[NoScheduler | Asha | Pbt, Field(discriminator="kind")]
 
 @dataclass(frozen=True)
 class Space:
-    """A space as its file has it."""
+    """A space as its file has it. `source` is the text of the file."""
 
     name: str
     fields: dict[str, Any]
@@ -112,19 +116,39 @@ class Space:
     source: str
 
 
+class Objective(NamedTuple):
+    """A goal whose metric and direction are known."""
+
+    metric: str
+    direction: str  # min or max
+
+
+class TrialPlan(NamedTuple):
+    """The points of all trials, none where the search learns; and the recipe that the teacher labels by."""
+
+    points: list[Point]
+    teacher_recipe: Recipe
+
+
 def load_space(path: Path) -> Space:
     """The space in a file. Raises RecipeError, in one line."""
     module = _module(path)
     fields = getattr(module, "SPACE", None)
     if not isinstance(fields, dict) or not fields:
         raise RecipeError(f"{path}: SPACE: expected a mapping of recipe fields, found {fields!r:.40}")
-    given = getattr(module, "GOAL", {})
-    goals = [_section(path, "GOAL", Goal, one) for one in (given if isinstance(given, list) else [given])]
+    goal = getattr(module, "GOAL", {})
+    goals = [_section(path, "GOAL", Goal, value) for value in (goal if isinstance(goal, list) else [goal])]
     search = _section(path, "SEARCH", Search, getattr(module, "SEARCH", {"kind": "random"}))
     scheduler = _section(path, "SCHEDULER", Scheduler, getattr(module, "SCHEDULER", {"kind": "asha"}))
-    space = Space(path.stem, fields, tuple(goals), search, scheduler, path.read_text(encoding="utf-8"))
-    _known_shape(path, fields)
-    return space
+    _check_shape(path, fields)
+    return Space(
+        name=path.stem,
+        fields=fields,
+        goals=tuple(goals),
+        search=search,
+        scheduler=scheduler,
+        source=path.read_text(encoding="utf-8"),
+    )
 
 
 def _module(path: Path) -> ModuleType:
@@ -134,55 +158,56 @@ def _module(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # of any kind: it is a person's Python
-        raise RecipeError(
-            f"{path}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        ) from None
+    except Exception as error:  # a user's code raises any kind
+        reason = str(error).splitlines()[0] if str(error) else ""
+        raise RecipeError(f"{path}: {type(error).__name__}: {reason}") from None
     return module
 
 
-def _section(path: Path, name: str, kind: Any, given: Any) -> Any:
+def _section(path: Path, name: str, kind: Any, value: Any) -> Any:
     try:
-        return TypeAdapter(kind).validate_python(given)
+        return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        one = error.errors()[0]
-        at = ".".join([name, *(str(part) for part in one["loc"] if part not in ("grid", "random", "optuna", "asha"))])
-        raise RecipeError(f"{path}: {at}: {one['msg']}, found {one.get('input')!r:.60}") from None
+        first = error.errors()[0]
+        field = ".".join([name, *(str(part) for part in first["loc"] if part not in KINDS)])
+        raise RecipeError(f"{path}: {field}: {first['msg']}, found {first.get('input')!r:.60}") from None
 
 
-def _known_shape(path: Path, fields: dict[str, Any]) -> None:
+def _check_shape(path: Path, fields: dict[str, Any]) -> None:
+    """Raise RecipeError for a name that is neither a recipe field nor has choices."""
     for name, value in fields.items():
-        if FIELD.fullmatch(name) or name in Recipe.model_fields:
+        if not _is_choice(name):
             continue
         if not isinstance(value, dict) or not value or not all(isinstance(part, dict) for part in value.values()):
             raise RecipeError(f"{path}: SPACE.{name}: expected a recipe field, or a name with {{choice: fields}}")
         for part in value.values():
-            _known_shape(path, part)
+            _check_shape(path, part)
 
 
 def is_domain(value: Any) -> bool:
-    """Whether it is a domain of ray.tune."""
+    """Whether a value is a domain of ray.tune."""
     return callable(getattr(value, "sample", None)) and hasattr(value, "domain_str")
 
 
 def _is_choice(name: str) -> bool:
+    """Whether a name of a space is no recipe field."""
     return not (FIELD.fullmatch(name) or name in Recipe.model_fields)
 
 
-def made(fields: dict[str, Any], pick: Callable[[str, Any], Any]) -> Point:
-    """A point: `pick(name, domain or list of choices)` says each value; a choice's fields follow it."""
+def build_point(fields: dict[str, Any], pick: Callable[[str, Any], Any]) -> Point:
+    """A point. `pick(name, domain or list of choices)` returns each value; the fields of a choice come after it."""
     point: Point = {}
     for name, value in fields.items():
         if _is_choice(name):
             point[name] = pick(name, list(value))
-            point |= made(value[point[name]], pick)
+            point |= build_point(value[point[name]], pick)
         elif is_domain(value):
             point[name] = pick(name, value)
     return point
 
 
-def drawn(space: Space, seed: int) -> list[Point]:
-    """The points of a grid or random search, in order."""
+def draw_points(space: Space, seed: int) -> list[Point]:
+    """The points of a grid or random search, in order. Raises RecipeError for a grid over what is no choice."""
     if isinstance(space.search, Grid):
         return list(_grid(space.name, space.fields))
     assert isinstance(space.search, Random)
@@ -194,62 +219,67 @@ def drawn(space: Space, seed: int) -> list[Point]:
         value = domain.sample(random_state=np.random.default_rng(random.integers(2**32)))
         return value.item() if isinstance(value, np.generic) else value
 
-    return [made(space.fields, pick) for _ in range(space.search.trials)]
+    return [build_point(space.fields, pick) for _ in range(space.search.trials)]
 
 
 def _grid(space: str, fields: dict[str, Any]) -> Iterator[Point]:
-    ways: list[list[Point]] = []
+    parts: list[list[Point]] = []  # for each field or choice, what it can add to a point
     for name, value in fields.items():
         if _is_choice(name):
-            ways.append([{name: choice, **rest} for choice, part in value.items() for rest in _grid(space, part)])
+            parts.append([{name: choice, **rest} for choice, part in value.items() for rest in _grid(space, part)])
         elif is_domain(value):
             if not hasattr(value, "categories"):
                 raise RecipeError(f"{space}: SPACE.{name}: a grid needs choices, found {value.domain_str}")
-            ways.append([{name: one} for one in value.categories])
-    for combined in itertools.product(*ways):
-        yield {name: value for part in combined for name, value in part.items()}
+            parts.append([{name: category} for category in value.categories])
+    for combination in itertools.product(*parts):
+        yield {name: value for part in combination for name, value in part.items()}
 
 
-def changes(fields: dict[str, Any], point: Point) -> dict[str, Any]:
-    """What a point sets: recipe field -> value, in the order in which they are set."""
-    found: dict[str, Any] = {}
+def changed_fields(fields: dict[str, Any], point: Point) -> dict[str, Any]:
+    """The recipe fields that a point sets, and their values, in the order in which they are set."""
+    values: dict[str, Any] = {}
     for name, value in fields.items():
         if _is_choice(name):
-            found |= changes(value[point[name]], point)
+            values |= changed_fields(value[point[name]], point)
         else:
-            found[name] = point[name] if is_domain(value) else value
-    return found
+            values[name] = point[name] if is_domain(value) else value
+    return values
 
 
-def recipe_of(space: Space, recipe: Recipe, point: Point) -> Recipe:
-    """The recipe of a trial. Raises RecipeError, which names the space and the field."""
-    return changed_recipe(recipe, changes(space.fields, point), f"{space.name}: SPACE")
+def trial_recipe(space: Space, recipe: Recipe, point: Point) -> Recipe:
+    """The recipe of a point's trial. Raises RecipeError, which names the space and the field."""
+    return changed_recipe(recipe, changed_fields(space.fields, point), f"{space.name}: SPACE")
 
 
-def all_of(space: Space, recipe: Recipe) -> tuple[list[Point], Recipe]:
-    """Every point that is known from the start, none of a search that learns; and what to ask the teacher first.
+def plan_trials(space: Space, recipe: Recipe) -> TrialPlan:
+    """The points of a grid or random search, and the recipe of the trial that needs most of the teacher.
 
-    That is the recipe of the trial that asks most of it: probabilities, then samples; others read from its answers.
-    Raises RecipeError where a point, or one of some of a search that learns, is no recipe.
+    Most is: probabilities, then the number of samples. The teacher labels by that recipe, and the other trials read
+    what it wrote. For a search that learns, that recipe is one of 32 random points', and there are no points yet.
+    Raises RecipeError where the recipe of one of the points is not right.
     """
     learns = isinstance(space.search, Optuna)
-    tried = replace(space, search=Random(kind="random", trials=32)) if learns else space
-    points = drawn(tried, recipe.seed)
-    made = [recipe_of(space, recipe, point) for point in points]
+    drawn_from = replace(space, search=Random(kind="random", trials=32)) if learns else space
+    points = draw_points(drawn_from, recipe.seed)
+    recipes = [trial_recipe(space, recipe, point) for point in points]
 
-    def asks(one: Recipe) -> tuple[bool, int]:
-        training = one.student.training
-        return training.needs_teacher() and training.teacher.kind == "store", one.teacher.sampling.n
+    def demand(trial: Recipe) -> tuple[bool, int]:
+        training = trial.student.training
+        return training.needs_teacher() and training.teacher.kind == "store", trial.teacher.sampling.n
 
-    return [] if learns else points, max(made, key=asks)
+    return TrialPlan([] if learns else points, max(recipes, key=demand))
 
 
-def goals(space: Space, recipe: Recipe) -> list[tuple[str, str]]:
-    """(metric, min or max) of each goal. Raises RecipeError for what nobody reports, or cannot be compared."""
+def resolve_goals(space: Space, recipe: Recipe) -> list[Objective]:
+    """Metric and direction of each goal.
+
+    Raises RecipeError for a metric that no trial reports, one that trials cannot be compared by, and a scheduler that
+    does not go with the goals.
+    """
     training = recipe.student.training
     reported = ["dev_loss", *training.dev_metrics]
     losses_differ = any(name.startswith("student.training.losses") for name in _all_fields(space.fields))
-    found = []
+    objectives = []
     for goal in space.goals:
         metric = goal.metric or (training.dev_metrics or ["dev_loss"])[0]
         if metric not in [*reported, *AT_THE_END]:
@@ -262,13 +292,14 @@ def goals(space: Space, recipe: Recipe) -> list[tuple[str, str]]:
                 f"{space.name}: GOAL.metric: dev_loss says nothing where losses differ: "
                 "give one of student.training.dev_metrics"
             )
-        usual = AT_THE_END.get(metric) or ("min" if lower_is_better(metric) else "max")
-        found.append((metric, goal.direction or usual))
-    _scheduler_serves(space, [metric for metric, _ in found])
-    return found
+        better = AT_THE_END.get(metric) or ("min" if lower_is_better(metric) else "max")
+        objectives.append(Objective(metric, goal.direction or better))
+    _check_scheduler(space, [objective.metric for objective in objectives])
+    return objectives
 
 
-def _scheduler_serves(space: Space, metrics: list[str]) -> None:
+def _check_scheduler(space: Space, metrics: list[str]) -> None:
+    """Raise RecipeError for a scheduler that does not go with the search or the metrics of the goals."""
     kind = space.scheduler.kind
     if len(metrics) > 1 and not isinstance(space.search, Optuna):
         raise RecipeError(f"{space.name}: GOAL: several goals need SEARCH of kind optuna, found {space.search.kind}")
@@ -295,6 +326,7 @@ def _scheduler_serves(space: Space, metrics: list[str]) -> None:
 
 
 def _all_fields(fields: dict[str, Any]) -> Iterator[str]:
+    """The recipe fields of a space, those of every choice too."""
     for name, value in fields.items():
         if _is_choice(name):
             for part in value.values():
@@ -303,7 +335,7 @@ def _all_fields(fields: dict[str, Any]) -> Iterator[str]:
             yield name
 
 
-def said(point: Point) -> str:
-    """A point in one line: the last part of each field, and its value."""
-    short = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in point.items()}
-    return ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in short.items())
+def point_line(point: Point) -> str:
+    """A point in one line: the last part of each field's name, and its value."""
+    texts = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in point.items()}
+    return ", ".join(f"{name.rpartition('.')[2]} {text}" for name, text in texts.items())

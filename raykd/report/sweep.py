@@ -16,7 +16,7 @@ from typing import Any
 
 from raykd.errors import RunError
 from raykd.metrics import lower_is_better
-from raykd.recipe.load import dump_recipe, load_recipe
+from raykd.recipe.load import dump_recipe, load_recipe, parse_recipe
 from raykd.recipe.recipe import Recipe
 from raykd.report.gather import log_lines
 from raykd.report.render import ReportSection, Table, html_table, markdown_table, page, safe
@@ -57,7 +57,7 @@ def write_sweep_report(folder: Path) -> dict[str, Any]:
 def gather_sweep(folder: Path) -> dict[str, Any]:
     """All that the report says. Trials come best first, then those that are not done."""
     searched = json.loads((folder / SEARCHED).read_text(encoding="utf-8"))
-    recipe = Recipe.model_validate(searched["recipe"])
+    recipe = parse_recipe(searched["recipe"], str(folder / SEARCHED))
     goals = [tuple(goal) for goal in searched["goals"]]
     trials = [_trial(folder, path.name) for path in sorted((folder / "tune").glob("*")) if path.is_dir()]
     done = _ordered([t for t in trials if t["state"] == "done"], goals)

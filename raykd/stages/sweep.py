@@ -1,42 +1,68 @@
-"""TODO: docstring."""
+"""What a sweep needs of the cluster: how many trials fit, how a trial trains, and the search over a space."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from raykd.recipe.space import Objective, Point, Space
 from raykd.run.session import Session
 
 if TYPE_CHECKING:
-    from raykd.recipe.space import Space
+    from raykd.cluster.resources import AtOnce
+
+# takes the metrics of an evaluation, and the checkpoint's folder if there is one
+Report = Callable[[dict[str, float], Path | None], None]
+# takes a trial's id, its point, a Report and the checkpoint that it begins with, if any
+Trial = Callable[[str, Point, Report, Path | None], None]
 
 
-def trials_at_once(session: Session, wanted: int | None) -> tuple[int, int]:
-    """How many trials run at the same time, as many as fit unless told, and the CPU threads of each one's workers."""
+@dataclass(frozen=True)
+class SearchPlan:
+    """A search over a space.
+
+    goals       several make a front
+    points      of the trials, where they are known from the start; empty where the search proposes them
+    folder      where Ray Tune keeps its state
+    concurrent  trials at a time
+    """
+
+    space: Space
+    goals: list[Objective]
+    points: list[Point]
+    folder: Path
+    concurrent: int
+
+
+def trials_at_once(session: Session, wanted: int | None) -> AtOnce:
+    """How many trials run at the same time, as many as fit if none are wanted, and the CPU threads of their workers.
+
+    Connects to Ray. Raises ClusterError as `Session.connect`.
+    """
+    # a trial that is stopped gives back what its several workers held only where Ray has its dashboard
     session.connect(dashboard=session.recipe.cluster.student.bounds()[1] > 1)
     from raykd.cluster import resources
 
-    return resources.trials(session.recipe.cluster, wanted)
+    return resources.trials_at_once(session.recipe.cluster, wanted)
 
 
-def trial_trainer(goal: str, send: Callable[[dict[str, float], Path | None], None], resume: Path | None) -> Any:
-    """How a trial trains: on one worker in its own process; `send` hears of every evaluation of the goal's training."""
+def trial_fit(stage: str, report: Report, checkpoint: Path | None) -> Callable[..., dict]:
+    """How a trial trains, for its session's `fit`: every evaluation of the training `stage` is reported.
+
+    That training begins with `checkpoint`, if there is one.
+    """
     from raykd.cluster import tune
 
-    return tune.trainer(goal, send, resume)
+    return tune.trial_fit(stage, report, checkpoint)
 
 
-def search_space(
-    session: Session,
-    trial: Callable[..., None],
-    goals: list[tuple[str, str]],
-    space: Space,
-    points: list[dict[str, Any]],
-    folder: Path,
-    concurrent: int,
-) -> None:
-    """Run the trials of a space: `points`, or what a search that learns finds. Ray Tune keeps its own in a folder."""
+def search_space(session: Session, plan: SearchPlan, trial: Trial) -> None:
+    """Run `trial` for every point of a search; goes on where the same search was stopped.
+
+    Raises RunError where trials were lost for good.
+    """
     from raykd.cluster import tune
 
-    tune.search(trial, goals, space, points, folder, session.recipe, concurrent, session.console)
+    tune.search(plan, trial, session.recipe, session.console)

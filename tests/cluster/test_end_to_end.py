@@ -59,6 +59,8 @@ def recipe(folder: Path, **changes) -> Path:
         for section in sections:
             at = at.setdefault(section, {})
         at[field] = value
+    if not tree["teacher"].get("fine_tune") and not tree["arms"].get("gold_only"):
+        tree["data"]["dev"] = None  # nothing uses it
     file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(tree))
     return file

@@ -27,19 +27,24 @@ def demo():
 
 
 def of(fields, search=None, scheduler=None, goals=({},)) -> space.Space:
-    given = tuple(space.Goal(**goal) for goal in goals)
-    search = search or space.Random(kind="random", trials=20)
-    return space.Space("s", fields, given, search, scheduler or space.Asha(kind="asha"), "")
+    return space.Space(
+        name="s",
+        fields=fields,
+        goals=tuple(space.Goal(**goal) for goal in goals),
+        search=search or space.Random(kind="random", trials=20),
+        scheduler=scheduler or space.Asha(kind="asha"),
+        source="",
+    )
 
 
 def test_a_choice_brings_its_own_fields_and_no_others(demo):
     searched = of({RATE: tune.loguniform(1e-4, 1e-2), "loss": LOSS})
-    points, _ = space.all_of(searched, demo)
+    points, _ = space.plan_trials(searched, demo)
     assert {point["loss"] for point in points} == {"cross_entropy", "jsd"}
     for point in points:
         beta = point.get("student.training.losses.jsd.options.beta")
         assert (beta is None) == (point["loss"] == "cross_entropy")
-        training = space.recipe_of(searched, demo, point).student.training
+        training = space.trial_recipe(searched, demo, point).student.training
         assert list(training.losses) == [point["loss"]] and training.learning_rate == point[RATE]
         if beta is not None:
             assert training.losses["jsd"].options == {"beta": beta} and 0.1 <= beta <= 0.9
@@ -48,7 +53,7 @@ def test_a_choice_brings_its_own_fields_and_no_others(demo):
 
 def test_points_depend_on_the_seed_alone(demo):
     searched = of({RATE: tune.loguniform(1e-4, 1e-2), "loss": LOSS})
-    assert space.drawn(searched, 3) == space.drawn(searched, 3) != space.drawn(searched, 4)
+    assert space.draw_points(searched, 3) == space.draw_points(searched, 3) != space.draw_points(searched, 4)
 
 
 def test_a_grid_has_every_combination_once():
@@ -56,7 +61,7 @@ def test_a_grid_has_every_combination_once():
         {RATE: tune.choice([0.1, 0.2]), "way": {"a": {"seed": 1}, "b": {"seed": tune.choice([2, 3])}}},
         space.Grid(kind="grid"),
     )
-    points = space.drawn(searched, 0)
+    points = space.draw_points(searched, 0)
     assert len(points) == 6 and {(p[RATE], p["way"], p.get("seed")) for p in points} == {
         (rate, *rest) for rate in (0.1, 0.2) for rest in (("a", None), ("b", 2), ("b", 3))
     }
@@ -64,18 +69,42 @@ def test_a_grid_has_every_combination_once():
 
 def test_the_teacher_is_asked_what_the_most_demanding_trial_needs(demo):
     searched = of({"loss": LOSS})
-    _, asking = space.all_of(searched, demo)
-    assert list(asking.student.training.losses) == ["jsd"]
+    _, teacher_recipe = space.plan_trials(searched, demo)
+    assert list(teacher_recipe.student.training.losses) == ["jsd"]
     temperature = {"teacher.sampling.temperature": 1.0, "teacher.sampling.n": tune.choice([2, 5, 3])}
-    assert space.all_of(of(temperature, space.Grid(kind="grid")), demo)[1].teacher.sampling.n == 5
+    assert space.plan_trials(of(temperature, space.Grid(kind="grid")), demo).teacher_recipe.teacher.sampling.n == 5
+
+
+def test_a_choice_whose_losses_need_no_teacher_sets_the_teacher_back():
+    """A field that would do nothing is an error in a trial's recipe too; the shipped space of losses minds it."""
+    teacher = "student.training.teacher={kind: in_process}"
+    recipe = load_recipe(DEMO, [*DISTILL, "student.training.losses={reverse_kl: {}}", teacher])
+    shipped = space.load_space(ROOT / "tune_spaces/losses.py")
+    points = space.plan_trials(shipped, recipe).points
+    assert {point["loss"] for point in points} == {"cross_entropy", "forward_kl", "jsd"}
+    kinds = {
+        point["loss"]: space.trial_recipe(shipped, recipe, point).student.training.teacher.kind for point in points
+    }
+    assert kinds == {"cross_entropy": "store", "forward_kl": "in_process", "jsd": "in_process"}
+    assert (
+        teacher_recipe.student.training.teacher.kind != "store" or not teacher_recipe.student.training.needs_teacher()
+    )
+    with pytest.raises(RecipeError) as error:
+        space.plan_trials(of({"loss": LOSS}), recipe)
+    assert str(error.value) == "s: SPACE: student.training.teacher does nothing: cross_entropy needs no teacher"
+
+
+def test_an_old_name_in_a_space_is_refused_with_the_new_one(demo):
+    with pytest.raises(RecipeError, match=r"^s: SPACE: method.weigh: renamed: method.weighting$"):
+        space.plan_trials(of({"method.weigh": tune.choice(["confidence"])}), demo)
 
 
 @pytest.mark.parametrize("name", ["losses", "schedule", "mckd", "student_size", "samples"])
 def test_every_shipped_space_fits_the_demo(name, demo):
     searched = space.load_space(ROOT / f"tune_spaces/{name}.py")
     fitting = load_recipe(DEMO, ["arms.distilled=false"]) if name == "mckd" else demo
-    points, _ = space.all_of(searched, fitting)
-    assert space.goals(searched, fitting)
+    points, _ = space.plan_trials(searched, fitting)
+    assert space.resolve_goals(searched, fitting)
     assert points or isinstance(searched.search, space.Optuna)
 
 
@@ -111,8 +140,8 @@ def test_every_shipped_space_fits_the_demo(name, demo):
 def test_what_does_not_fit_is_one_line(demo, fields, options, said):
     with pytest.raises(RecipeError) as error:
         searched = of(fields, **options)
-        space.goals(searched, demo)
-        space.all_of(searched, demo)
+        space.resolve_goals(searched, demo)
+        space.plan_trials(searched, demo)
     assert said in str(error.value) and str(error.value).startswith("s: ") and "\n" not in str(error.value)
 
 
