@@ -10,7 +10,8 @@ import pytest
 from raykd.errors import RecipeError
 from raykd.recipe.load import dump_recipe, load_recipe, recipe_differences, resolve_paths
 
-SHIPPED = sorted((Path(__file__).parents[2] / "pipelines" / "recipes").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted([*(ROOT / "pipelines/recipes").glob("*.yaml"), *(ROOT / "benchmarks/mckd_map").glob("*.yaml")])
 
 SMALL = """
 name: small
@@ -90,6 +91,26 @@ def test_there_are_shipped_recipes():
         ("teacher.engine={kind: endpoint, url: 'http://key@host/v1'}", ["teacher.engine.url"]),
         ("student.engine={kind: endpoint, url: 'http://host/v1'}", ["student: engine: a student answers here"]),
         ("student.prompt={kind: chat, shots: {count: 1, rows: {kind: jsonl, path: x}, nearest: last}}", ["nearest"]),
+        (
+            "student.training.dev_prediction_rows=9",
+            ["student.training: dev_prediction_rows does nothing without dev_met"],
+        ),
+        ("student.training.dev_prediction_tokens=9", ["dev_prediction_tokens does nothing without dev_metrics"]),
+        (
+            "student.training={learning_rate: 1, epochs: 1, schedule: constant, schedule_options: {power: 2}}",
+            ["student.training: schedule_options do nothing: the schedule is constant"],
+        ),
+        (
+            "student.training={learning_rate: 1, epochs: 1, schedule: constant, warmup_ratio: 0.2}",
+            ["student.training: warmup_ratio does nothing: the schedule is constant"],
+        ),
+        ("student.training.losses={teacher_ms: {}}", ["losses.teacher_ms: no such loss; did you mean teacher_mse?"]),
+        ("student.training.losses={jsd: {hard_share: 0.1}}", ["losses.jsd.hard_share does nothing: it is atkd's"]),
+        (
+            "student.training.losses={teacher_mse: {temperature: 2}}",
+            ["losses.teacher_mse.temperature does nothing: it is for losses on logits"],
+        ),
+        ("student.training.losses={mse: {options: {a: 1}}}", ["losses.mse.options does nothing"]),
         ("nonsense", ["override 'nonsense'", "section.field=value"]),
         ("name.deeper=1", ["name is no section"]),
     ],
@@ -118,6 +139,11 @@ def test_a_missing_file(tmp_path):
         load_recipe(tmp_path / "none.yaml")
 
 
+def test_no_warm_up_goes_with_a_constant_schedule(small):
+    assert load_recipe(small, ["student.training.schedule=constant"]).student.training.warmup_ratio == 0.1
+    assert load_recipe(small, ["student.training.schedule=constant", "student.training.warmup_ratio=0"])
+
+
 def test_overrides_reach_their_field(small):
     changed = load_recipe(small, ["student.training.learning_rate=0.5", "cluster.teacher.replicas=3", "seed=7"])
     assert (changed.student.training.learning_rate, changed.cluster.teacher.replicas, changed.seed) == (0.5, 3, 7)
@@ -128,12 +154,12 @@ def test_overrides_reach_their_field(small):
     assert recipe_differences(load_recipe(small), load_recipe(small, ["data.max_bad_rows=3"])) == []
 
 
-def test_both_sides_name_the_classes_alike(small):
-    sides = ["student.task=classification", "student.labels=[ham, spam]", "teacher.task=classification"]
-    sides.append("teacher.engine={kind: transformers}")
-    assert load_recipe(small, [*sides, "teacher.labels=[ham, spam]"]).teacher.labels == ["ham", "spam"]
+def test_both_roles_name_the_classes_alike(small):
+    roles = ["student.task=classification", "student.labels=[ham, spam]", "teacher.task=classification"]
+    roles.append("teacher.engine={kind: transformers}")
+    assert load_recipe(small, [*roles, "teacher.labels=[ham, spam]"]).teacher.labels == ["ham", "spam"]
     with pytest.raises(RecipeError, match=r"teacher.labels \['spam', 'ham'\] and student.labels .* must be the same"):
-        load_recipe(small, [*sides, "teacher.labels=[spam, ham]"])
+        load_recipe(small, [*roles, "teacher.labels=[spam, ham]"])
 
 
 def test_resolving_makes_paths_absolute_and_leaves_hub_names(small, tmp_path, monkeypatch):
@@ -152,7 +178,7 @@ def test_check_is_quick_and_loads_neither_torch_nor_ray():
         "assert not {'torch', 'ray', 'vllm', 'transformers'} & set(sys.modules); sys.exit(code)"
     )
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "num_decoder_layers: 2" in done.stdout
     assert time.monotonic() - started < 10  # two seconds is what is promised; this machine may be busy
