@@ -52,7 +52,7 @@ def parse_recipe(tree: dict[str, Any], where: str) -> Recipe:
         try:
             return Recipe.model_validate(tree)
         except ValidationError as error:
-            lines = [_one_line(one) for one in error.errors()]
+            lines = [_one_line(details) for details in error.errors()]
     raise RecipeError("; ".join(f"{where}: {line}" for line in lines))
 
 
