@@ -106,7 +106,7 @@ def test_every_shipped_space_fits_the_demo(name, demo):
 
 
 @pytest.mark.parametrize(
-    ("fields", "options", "said"),
+    ("fields", "options", "line"),
     [
         (
             {"student.training.learning_rat": tune.choice([1])},
@@ -134,16 +134,16 @@ def test_every_shipped_space_fits_the_demo(name, demo):
         ({"seed": tune.choice([1])}, {"scheduler": space.Pbt(kind="pbt")}, "SPACE.seed: pbt changes it while"),
     ],
 )
-def test_what_does_not_fit_is_one_line(demo, fields, options, said):
+def test_what_does_not_fit_is_one_line(demo, fields, options, line):
     with pytest.raises(RecipeError) as error:
         searched = of(fields, **options)
         space.resolve_goals(searched, demo)
         space.plan_trials(searched, demo)
-    assert said in str(error.value) and str(error.value).startswith("s: ") and "\n" not in str(error.value)
+    assert line in str(error.value) and str(error.value).startswith("s: ") and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "line"),
     [
         ("", "SPACE: expected a mapping of recipe fields, found None"),
         ("import nothing_of_that_name", "ModuleNotFoundError: No module named 'nothing_of_that_name'"),
@@ -153,12 +153,12 @@ def test_what_does_not_fit_is_one_line(demo, fields, options, said):
         ("SPACE = {'seed': 3}\nGOAL = {'direction': 'down'}", "GOAL.direction: Input should be 'min' or 'max'"),
     ],
 )
-def test_a_space_that_is_none_names_its_file(tmp_path, text, said):
+def test_a_space_that_is_none_names_its_file(tmp_path, text, line):
     file = tmp_path / "mine.py"
     file.write_text(text)
     with pytest.raises(RecipeError) as error:
         space.load_space(file)
-    assert str(error.value).startswith(f"{file}: ") and said in str(error.value)
+    assert str(error.value).startswith(f"{file}: ") and line in str(error.value)
 
 
 def test_a_space_that_is_not_there(tmp_path):
