@@ -1,138 +1,118 @@
-"""Sequence-level distillation (Kim and Rush 2016): the student learns what the teacher answers."""
+"""Sequence-level distillation (Kim and Rush 2016): the student learns what the teacher writes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from raykd.data.examples import Example, Lineage
 from raykd.data.splits import Splits
-from raykd.recipe.losses import Loss
 from raykd.recipe.methods import Distill
-from raykd.recipe.training import PseudoTargets
+from raykd.run.manifests import StageAbout
 from raykd.run.session import Session
-from raykd.stages.evaluate import compare_trees, evaluate_arm, score_pseudo_targets
+from raykd.stages.arms import gold_only, score_arms
+from raykd.stages.evaluate import evaluate_arm, score_pseudo_targets
 from raykd.stages.fine_tune import fine_tuned_teacher
 from raykd.stages.label import label_inputs
 from raykd.stages.labelling import LabellingRequest
 from raykd.stages.publish import publish_student
 from raykd.stages.rows import read_rows
-from raykd.stages.schedule import run_at_once, train_while_labelling
+from raykd.stages.schedule import train_while_labelling
 from raykd.stages.select import select_pseudo_targets
-from raykd.stages.train import TrainingData, train_students
+from raykd.stages.train import TrainedModel, TrainingData, train_students
 from raykd.training.sources import StoredSource
 
+STUDENT = "distilled"  # the training of the method's student
+ARM = StageAbout(arm="distilled", own=True)
+TEACHER = StageAbout(arm="teacher")
 UNLABELLED = {"unlabelled": Lineage("teacher")}  # the source whose pseudo-targets are learnt
 
 
+class PseudoTargets(NamedTuple):
+    """What the teacher wrote: the labelling, and for each source the examples that the recipe's rules select."""
+
+    stored: StoredSource
+    selected: list[list[Example]]
+
+
 def run(session: Session, alone: bool = False) -> str:
-    """Teacher, pseudo-targets, student; returns the student's folder. `alone`: without what it is compared with."""
-    rows, method = read_rows(session), session.recipe.method
-    trainings = {} if alone else gold_only(session, rows)
+    """Teacher, pseudo-targets, student; returns the student's folder. `alone`: without the arms it is compared with."""
+    splits, method = read_rows(session), session.recipe.method
+    baselines = {} if alone else gold_only(session, splits)
     if isinstance(method, Distill) and method.overlap:
-
-        def train(given: StoredSource) -> dict[str, dict]:
-            return train_students(session, rows, {"distilled": training_data(session, rows, given)})
-
-        trained = train_while_labelling(session, "distilled", partial(labels, session), train)
-        teacher(session, rows)
-        trained |= train_students(session, rows, trainings)
+        train = partial(train_student, session, splits)
+        models = train_while_labelling(session, STUDENT, partial(labels, session), train)
+        teacher(session, splits)
+        models |= train_students(session, splits, baselines)
     else:
-        given, (chosen,) = teacher(session, rows)
-        what = TrainingData(chosen) if session.recipe.pseudo_targets.chosen() else training_data(session, rows, given)
-        trained = train_students(session, rows, {"distilled": what, **trainings})
-    score(session, rows, trained)
-    student = trained["distilled"]["model"]
+        pseudo_targets = teacher(session, splits)
+        if session.recipe.pseudo_targets.selects():
+            data = TrainingData(sum(pseudo_targets.selected, []), ARM)
+        else:
+            data = training_data(session, splits, pseudo_targets.stored)
+        trainings = {STUDENT: data, **baselines}
+        models = train_students(session, splits, trainings, teacher=fine_tuned_teacher(session, splits))
+    score_arms(session, splits, models.values())
+    student = models[STUDENT].folder
     if not alone:
         publish_student(session, student)
     return student
 
 
-def teacher(session: Session, rows: Splits) -> tuple[StoredSource, list[list[Example]]]:
-    """The teacher's answers, and what of them is learnt; it is scored."""
-    given = labels(session)
-    return given, taught(session, rows, given)
+def labels(session: Session, begun: Callable[[StoredSource], None] = lambda stored: None) -> StoredSource:
+    """The teacher's pseudo-targets for the unlabelled inputs, and its predictions for the test inputs."""
+    splits = read_rows(session)
+    return label_by_teacher(session, splits, {"unlabelled": splits.file("unlabelled")}, begun)
 
 
-def control(session: Session) -> None:
-    """The control arm alone, and its score."""
-    rows = read_rows(session)
-    score(session, rows, train_students(session, rows, gold_only(session, rows)))
+def teacher(session: Session, splits: Splits) -> PseudoTargets:
+    """The teacher's pseudo-targets; they and the teacher are scored."""
+    stored = labels(session)
+    return PseudoTargets(stored, select_and_score(session, splits, stored, UNLABELLED))
 
 
-def training_data(session: Session, rows: Splits, given: StoredSource) -> TrainingData:
-    """What the student learns: the teacher's answers, and the gold targets that its sequences ask for."""
+def train_student(session: Session, splits: Splits, stored: StoredSource) -> dict[str, TrainedModel]:
+    """The student alone."""
+    trainings = {STUDENT: training_data(session, splits, stored)}
+    return train_students(session, splits, trainings, teacher=fine_tuned_teacher(session, splits))
+
+
+def training_data(session: Session, splits: Splits, stored: StoredSource) -> TrainingData:
+    """What the student learns: the teacher's pseudo-targets, and the gold targets that its sequences take in."""
     kind = session.recipe.student.training.sequences.kind
     if kind == "pseudo_targets":
-        return TrainingData((replace(given, sources=("unlabelled",)),))
+        return TrainingData((replace(stored, sources=("unlabelled",)),), ARM)
     sources = ("gold",) if kind == "gold" else ("unlabelled", "gold")
-    return TrainingData((replace(given, sources=sources, gold=str(rows.file("gold"))),))
+    return TrainingData((replace(stored, sources=sources, gold=str(splits.file("gold"))),), ARM)
 
 
-def labels(session: Session, begun: Callable[[StoredSource], None] = lambda given: None) -> StoredSource:
-    """The teacher's pseudo-targets for the unlabelled inputs and the test inputs."""
-    rows = read_rows(session)
-    return asked(session, rows, {"unlabelled": rows.file("unlabelled")}, begun)
+def label_by_teacher(
+    session: Session, splits: Splits, inputs: Mapping[str, Path], begun: Callable[[StoredSource], None]
+) -> StoredSource:
+    """The teacher's pseudo-targets for inputs, and its predictions for the test inputs, in one start of its engine.
 
-
-def asked(session: Session, rows: Splits, inputs: Mapping[str, Path], begun: Callable[[StoredSource], None]) -> StoredSource:
-    """The teacher's answers to inputs and to the test inputs, asked together so that its engine starts once.
-
-    Those to the gold inputs as well, where the student learns both. `begun` is called before the first answer.
+    Also for the gold inputs, where the student learns both. `begun` is called before the first pseudo-target.
     """
-    sources = {**inputs, **({"test": rows.file("test")} if "test" in rows.names else {})}
+    sources = {**inputs, **({"test": splits.file("test")} if "test" in splits.names else {})}
     if session.recipe.student.training.sequences.kind != "pseudo_targets":
-        sources["gold"] = rows.file("gold")
+        sources["gold"] = splits.file("gold")
     request = LabellingRequest(
         name="teacher/labels",
-        model=fine_tuned_teacher(session, rows),
+        model=fine_tuned_teacher(session, splits),
         role=session.recipe.teacher,
         sources=sources,
+        about=TEACHER,
     )
     return label_inputs(session, request, begun)
 
 
-def taught(
-    session: Session, rows: Splits, given: StoredSource, lineages: Mapping[str, Lineage] = UNLABELLED
+def select_and_score(
+    session: Session, splits: Splits, stored: StoredSource, lineages: Mapping[str, Lineage]
 ) -> list[list[Example]]:
     """The teacher's pseudo-targets of each source that has a lineage; they and the teacher are scored."""
-    model = fine_tuned_teacher(session, rows)
-    parts = select_pseudo_targets(session, given, model, lineages)
-    score_pseudo_targets(session, "teacher/quality", 0, "teacher", sum(parts, []), rows.unlabelled)
-    evaluate_arm(session, "teacher", model, session.recipe.teacher, rows.test)
-    return parts
-
-
-def gold_only(session: Session, rows: Splits) -> dict[str, TrainingData]:
-    """The control arm: the student on gold pairs alone, at several learning rates; empty if not asked for."""
-    arm, student = session.recipe.arms.gold_only, session.recipe.student
-    if arm is None:
-        return {}
-    model = student.model
-    if arm.settings and model.kind == "config":
-        model = model.model_copy(update={"settings": {**model.settings, **arm.settings}})
-    rates = arm.learning_rates or [student.training.learning_rate]
-    alone = {
-        "losses": {"cross_entropy": Loss()},
-        "sequences": PseudoTargets(kind="pseudo_targets"),
-    }  # without a teacher
-    ways = {rate: student.training.model_copy(update={**alone, "learning_rate": rate}) for rate in rates}
-    return {f"gold_only/lr-{rate:g}": TrainingData(rows.control, way, rows.dev, model) for rate, way in ways.items()}
-
-
-def score(session: Session, rows: Splits, trained: dict[str, dict]) -> None:
-    """Evaluate each arm's student; of the control arm's, the one that the dev rows speak for."""
-    if not rows.test:
-        return
-    best = {}
-    for name, result in sorted(trained.items(), key=lambda item: item[1]["score"]):
-        best["mckd" if name.startswith("mckd") else name.partition("/")[0]] = result["model"]
-    student = session.recipe.student
-    run_at_once(
-        session,
-        {
-            f"evaluate/{arm}-predictions": partial(evaluate_arm, session, arm, model, student, rows.test)
-            for arm, model in best.items()
-        },
-    )
-    compare_trees(session, best)
+    model = fine_tuned_teacher(session, splits)
+    selected = select_pseudo_targets(session, stored, model, lineages)
+    score_pseudo_targets(session, "teacher/quality", TEACHER, sum(selected, []), splits.unlabelled)
+    evaluate_arm(session, TEACHER, model, session.recipe.teacher, splits.test)
+    return selected

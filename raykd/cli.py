@@ -12,11 +12,23 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from raykd.errors import RaykdError, RecipeError
 
-PIPELINES = {"distill": "pipelines.distill", "mckd": "pipelines.mckd", "tune": "pipelines.tune"}
+if TYPE_CHECKING:
+    from raykd.recipe.recipe import Recipe
+    from raykd.run.session import Session
+    from raykd.store.store import Store
+
+# kind of a recipe's method -> the module of its page, which is loaded when a recipe is run
+METHODS = {"distill": "pipelines.distill", "mckd": "pipelines.mckd"}
+
+
+def method_page(kind: str) -> ModuleType:
+    """The page of a method: a module with `run`, `labels`, `teacher`, and STUDENT and ARM, its student's."""
+    return importlib.import_module(METHODS[kind])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,36 +52,49 @@ def _parser() -> argparse.ArgumentParser:
         ("label", _label, "run a recipe up to its teacher's labels; `raykd run` goes on from there"),
         ("check", _check, "validate a recipe and print it with every default written out"),
     ):
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
-        sub.add_argument("overrides", nargs="*", metavar="section.field=value", help="values to change")
-        sub.set_defaults(command=command)
+        sub = _command(commands, name, command, text)
+        _add_recipe(sub)
         if command is not _check:
-            sub.add_argument("--verbose", action="store_true", help="show what Ray and the engines say")
-    text = "search a space for the best recipe, or go on with it; the teacher answers once"
-    sub = commands.add_parser("tune", help=text, description=text)
+            _add_verbose(sub)
+    sub = _command(
+        commands, "tune", _tune, "search a space for the best recipe, or go on with it; the teacher labels once"
+    )
     sub.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
     sub.add_argument("space", help="a Python file, or the name of a shipped space")
     sub.add_argument("overrides", nargs="*", metavar="section.field=value", help="values of the recipe to change")
-    sub.add_argument("--verbose", action="store_true", help="show what Ray and the engines say")
-    sub.set_defaults(command=_tune)
-    text = "write the report of a run or a sweep again"
-    sub = commands.add_parser("report", help=text, description=text)
+    _add_verbose(sub)
+    sub = _command(commands, "report", _report, "write the report of a run or a sweep again")
     sub.add_argument("run", help="a run folder, or a sweep's; or the URL of a run")
-    sub.set_defaults(command=_report)
-    sub = commands.add_parser("store", help="look after a store", description="look after a store of answers")
+    text = "look after a store of pseudo-targets"
+    sub = commands.add_parser("store", help=text, description=text)
     stores = sub.add_subparsers(required=True, metavar="COMMAND")
     for name, command, text in (
         ("show", _show, "say what a store holds, and how large it is"),
         ("verify", _verify, "read every byte of a store and name what is damaged"),
     ):
-        sub = stores.add_parser(name, help=text, description=text)
+        sub = _command(stores, name, command, text)
         sub.add_argument("path", help="a store: a folder, or a URL that fsspec knows")
-        sub.set_defaults(command=command)
     return parser
 
 
-def _recipe(options: argparse.Namespace):
+def _command(
+    commands: Any, name: str, command: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    sub = commands.add_parser(name, help=text, description=text)
+    sub.set_defaults(command=command)
+    return sub
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="values to change")
+
+
+def _add_verbose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--verbose", action="store_true", help="show what Ray and the engines print")
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
     from raykd.recipe.load import load_recipe
 
     return load_recipe(_file(options.recipe, "pipelines", "recipes", ".yaml"), options.overrides)
@@ -79,8 +104,8 @@ def _file(name: str, package: str, folder: str, ending: str) -> Path:
     """A file of the user's, or the one of that name that comes with raykd."""
     if os.path.exists(name) or "/" in name:
         return Path(name)
-    found = importlib.util.find_spec(package)
-    places = (found.submodule_search_locations if found else None) or []
+    spec = importlib.util.find_spec(package)
+    places = (spec.submodule_search_locations if spec else None) or []
     files = [Path(place) / folder / f"{name.removesuffix(ending)}{ending}" for place in places]
     return next((file for file in files if file.exists()), Path(name))
 
@@ -93,54 +118,49 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    session, student = _execute(options, lambda page, session: page.run(session))
     from raykd.run import remote
 
-    run, student = _execute(options, lambda pipeline, run: pipeline.run(run))
-    _report_on(run.path)
-    run.console.say(f"student: {remote.shown(student)}")
-    return _left_out(run)
+    _report_on(session.path)
+    session.console.say(f"student: {remote.shown(student)}")
+    return _report_bad_rows(session)
 
 
 def _label(options: argparse.Namespace) -> int:
-    run, labels = _execute(options, lambda pipeline, run: pipeline.labels(run))
-    from raykd.stages.preview import (
-        preview_pseudo_targets,  # here, so that an installation that only checks recipes has said so
-    )
+    session, stored = _execute(options, lambda page, session: page.labels(session))
+    from raykd.stages.preview import preview_pseudo_targets
 
-    for line in preview_pseudo_targets(run, labels):
-        run.console.say(line)
-    run.console.say(f"store: {labels.store}")
-    return _left_out(run)
+    for line in preview_pseudo_targets(session, stored):
+        session.console.say(line)
+    session.console.say(f"store: {stored.store}")
+    return _report_bad_rows(session)
 
 
-def _left_out(run: Any) -> int:
-    count = run.folder.left_out()
+def _report_bad_rows(session: Session) -> int:
+    count, file = session.folder.left_out(), session.path / "bad_rows.jsonl"
     if count:
-        run.console.say(f"{count} bad rows were left out, as data.max_bad_rows allows: {run.path / 'bad_rows.jsonl'}")
+        session.console.say(f"{count} bad rows were left out, as data.max_bad_rows allows: {file}")
     return 0
 
 
-def _execute(options: argparse.Namespace, work: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
-    """A run of the recipe, and what `work(pipeline, run)` made of it."""
-    recipe = _runnable(options)
+def _execute(options: argparse.Namespace, work: Callable[[ModuleType, Session], Any]) -> tuple[Session, Any]:
+    """The session of the recipe's run, over, and what `work(page of the method, session)` returned."""
+    recipe = _runnable(options)  # first: an installation that only checks recipes must say so, not fail to import
     from raykd.console import Console
     from raykd.run.session import Session
 
-    pipeline = importlib.import_module(PIPELINES[recipe.method.kind])
+    page = method_page(recipe.method.kind)
     console = Console(options.verbose)
-    run = Session(recipe, console)
-    with console.quiet(run.path / "logs" / "driver.log"), run:
-        return run, work(pipeline, run)
+    session = Session(recipe, console)
+    with console.quiet(session.path / "logs" / "driver.log"), session:
+        return session, work(page, session)
 
 
-def _runnable(options: argparse.Namespace):
+def _runnable(options: argparse.Namespace) -> Recipe:
     """The recipe. Raises RecipeError where it cannot run here."""
     recipe = _recipe(options)
-    if (
-        os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
-        and not os.path.isabs(recipe.output)
-        and "://" not in recipe.output
-    ):
+    in_job = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    if in_job and not os.path.isabs(recipe.output) and "://" not in recipe.output:
         raise RecipeError(
             f"output: {recipe.output!r} is relative, and a Ray job's folder vanishes with it: give an absolute path"
         )
@@ -157,10 +177,10 @@ def _tune(options: argparse.Namespace) -> int:
     from raykd.recipe import space
 
     searched = space.load_space(_file(options.space, "tune_spaces", "", ".py"))
-    pipeline = importlib.import_module(PIPELINES["tune"])
-    found = pipeline.run(recipe, searched, Console(options.verbose))
-    _report_on_sweep(found, Path(recipe.output) / found["name"])
-    failed = [trial for trial in found["trials"] if trial["state"] == "failed"]
+    sweep = importlib.import_module("pipelines.tune")
+    results = sweep.run(recipe, searched, Console(options.verbose), method_page)
+    _report_on_sweep(results, Path(recipe.output) / results["name"])
+    failed = [trial for trial in results["trials"] if trial["state"] == "failed"]
     for trial in failed:
         print(f"raykd: trial {trial['id']}: {trial['error']}", file=sys.stderr)
     return 1 if failed else 0
@@ -181,13 +201,13 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
-def _report_on_sweep(found: dict[str, Any], folder: Path) -> None:
-    goals = [metric for metric, _ in found["goals"]]
-    for trial in found["trials"]:
+def _report_on_sweep(results: dict[str, Any], folder: Path) -> None:
+    goals = [metric for metric, _ in results["goals"]]
+    for trial in results["trials"]:
         numbers = "  ".join(f"{name} {trial['metrics'][name]:.4g}" for name in goals if name in trial["metrics"])
-        mark = "*" if trial["id"] in (found["front"] or [found["best"]]) else " "
+        mark = "*" if trial["id"] in (results["front"] or [results["best"]]) else " "
         print(f"{mark} {trial['id']}  {trial['state']:>10}  {numbers}")
-    if found["best"]:
+    if results["best"]:
         print(f"the best recipe: {folder / 'best.yaml'}")
     print(f"report: {folder / 'report.html'}")
 
@@ -196,11 +216,11 @@ def _report_on(folder: Path) -> None:
     from raykd.report.write import write_report
     from raykd.run import remote
 
-    found = write_report(folder)
+    report = write_report(folder)
     remote.send(*(folder / f"report.{kind}" for kind in ("json", "md", "html")))
-    for arm, values in found["arms"].items():
-        print(f"{arm:>12}  " + "  ".join(f"{name} {value:.2f}" for name, value in values.items()))
-    for warning in found["warnings"]:
+    for arm, scores in report["arms"].items():
+        print(f"{arm:>12}  " + "  ".join(f"{name} {score:.2f}" for name, score in scores.items()))
+    for warning in report["warnings"]:
         print(f"warning: {warning}")
     print(f"report: {remote.shown(folder / 'report.html')}")
 
@@ -223,12 +243,12 @@ def _verify(options: argparse.Namespace) -> int:
     if lines:
         print("\n".join(lines))
         return 1
-    found = describe_store(store)
-    print(f"sound: {found['rows']} rows in {found['shards']} shards")
+    description = describe_store(store)
+    print(f"sound: {description['rows']} rows in {description['shards']} shards")
     return 0
 
 
-def _store(options: argparse.Namespace):
+def _store(options: argparse.Namespace) -> Store:
     if importlib.util.find_spec("pyarrow") is None:
         raise RecipeError("this installation only checks recipes; to read stores: pip install 'raykd[run]'")
     from raykd.store.store import Store

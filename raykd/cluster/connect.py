@@ -1,4 +1,4 @@
-"""Join the cluster that is given, or start Ray on this machine and leave nothing of it behind."""
+"""Join a Ray cluster, or start Ray on this machine and leave nothing of it behind."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ OBJECT_STORE = 300 * 1024**2  # bytes, of a local Ray
 def ray_cluster(
     settings: Cluster, logs: Path, verbose: bool, lock: IO | None = None, dashboard: bool = False
 ) -> Iterator[str]:
-    """Ray, connected; yields one line that says to what, empty where it is already. Usage statistics are off.
+    """Connect to Ray while the block runs; yields a line for the user, empty where Ray was connected before.
 
-    A Ray started here listens on loopback only, keeps its chatter in `logs`, and is gone when the block ends. A
-    reaper process sees to that also where this process is killed; it shares `lock`, so that the lock is free only
-    when nothing of the run is left. `dashboard`: with Ray's, without which a trial that is stopped does not give back
-    what its Ray Train workers held.
+    RAY_ADDRESS or a Ray job says which cluster to join, else Ray is started on this machine. A Ray started here listens
+    on loopback only, writes its output to `logs`, and is gone when the block ends. A reaper process ends it also where
+    this process is killed; it shares `lock`, so that the lock is free only when nothing of the run is left. With
+    `dashboard` this Ray has one: without it a trial that is stopped does not give back what its Ray Train workers held.
+    Usage statistics are off. Raises ClusterError where no cluster answers.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():  # a trial's process, or a second run of this one
         _prepare(settings, verbose)
@@ -38,11 +39,11 @@ def ray_cluster(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # report() waits for this poll
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(settings.wait_minutes * 60)
     if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
-        with _joined(settings, verbose) as text:
-            yield text
+        with _joined(settings, verbose) as line:
+            yield line
     else:
-        with _local(settings, logs, verbose, lock, dashboard) as text:
-            yield text
+        with _local(settings, logs, verbose, lock, dashboard) as line:
+            yield line
 
 
 @contextmanager
@@ -63,7 +64,7 @@ def _joined(settings: Cluster, verbose: bool) -> Iterator[str]:
 
 @contextmanager
 def _local(settings: Cluster, logs: Path, verbose: bool, lock: IO | None, dashboard: bool) -> Iterator[str]:
-    # the system's folder of temporary files: a socket's path may have 107 characters, a run folder's is longer
+    # in the system's folder of temporary files: a socket's path may have 107 characters, a run folder's is longer
     folder = Path(tempfile.mkdtemp(prefix="raykd-"))
     os.environ[MARK] = folder.name
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on every system: a Ray for this machine alone, on loopback
@@ -94,7 +95,7 @@ def _local(settings: Cluster, logs: Path, verbose: bool, lock: IO | None, dashbo
 
 
 def _prepare(settings: Cluster, verbose: bool) -> None:
-    """How long Ray Data waits for actors, and its bars and messages off the user's console."""
+    """Set how long Ray Data waits for actors, and keep its bars and messages off the user's console."""
     import ray.data
 
     context = ray.data.DataContext.get_current()

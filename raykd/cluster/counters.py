@@ -1,6 +1,6 @@
 """raykd's own numbers as Ray metrics, beside Ray's and vLLM's: Prometheus finds them as `ray_raykd_...`.
 
-All but the engines' busy share are counted in the driver, which hears of everything anyway. Needs a connected Ray.
+All but the engines' busy share are counted in the driver, which sees all numbers anyway. Needs a connected Ray.
 `docs/grafana.json` is a dashboard of them.
 """
 
@@ -16,9 +16,9 @@ OF_RUN = ("run", "stage")
 COUNTERS = {
     "rows_labelled": "prompts that an engine answered",
     "tokens_generated": "tokens that engines wrote",
-    "rows_reused": "prompts whose answers the store held already",
+    "rows_reused": "prompts whose pseudo-targets the store held already",
     "engine_deaths": "engines that died and were replaced",
-    "examples_trained": "examples that students learnt, each time they were shown",
+    "examples_trained": "examples that students learnt, each time they learnt them",
     "tokens_trained": "target tokens that students learnt",
 }
 
@@ -39,37 +39,40 @@ def _busy() -> Gauge:
 
 
 def add(name: str, amount: float, run: str, stage: str) -> None:
-    """Count more of one of COUNTERS; nothing where there is nothing more."""
+    """Add to one of COUNTERS, for a stage of a run. An amount that is not above 0 is ignored."""
     if amount > 0:
         _counter(name).inc(amount, {"run": run, "stage": stage})
 
 
 def stage(run: str, name: str, kind: str, going_on: bool) -> None:
-    """Say that a stage began or ended."""
+    """Set the gauge of a stage: 1 while it goes on, else 0."""
     _stage().set(float(going_on), {"run": run, "stage": name, "kind": kind})
 
 
 class Busy:
-    """How long an engine had work, told once a second at most; calls may come from several threads."""
+    """The share of the time in which an engine had work, as a gauge that is set once a second at most.
+
+    A context manager around each piece of work, which may overlap in several threads.
+    """
 
     def __init__(self, run: str, stage: str):
         self.tags = {"run": run, "stage": stage}
         self.lock = threading.Lock()
         self.calls, self.worked = 0, 0.0
-        self.since = self.told = time.monotonic()
+        self.since = self.reported = time.monotonic()
 
     def __enter__(self) -> None:
-        self._tell(1)
+        self._count(1)
 
     def __exit__(self, *_: object) -> None:
-        self._tell(-1)
+        self._count(-1)
 
-    def _tell(self, change: int) -> None:
+    def _count(self, change: int) -> None:
         with self.lock:
             now = time.monotonic()
             if self.calls:
                 self.worked += now - self.since
             self.since, self.calls = now, self.calls + change
-            if now - self.told >= 1:
-                _busy().set(min(1.0, self.worked / (now - self.told)), self.tags)
-                self.told, self.worked = now, 0.0
+            if now - self.reported >= 1:
+                _busy().set(min(1.0, self.worked / (now - self.reported)), self.tags)
+                self.reported, self.worked = now, 0.0

@@ -1,20 +1,28 @@
-"""TODO: docstring."""
+"""The stage `teacher/fine_tune`: the teacher learns gold pairs before it labels."""
 
 from __future__ import annotations
 
 from raykd.data.splits import Splits
 from raykd.recipe.models import Checkpoint, EndpointModel
+from raykd.run.manifests import StageAbout
 from raykd.run.session import Session
 from raykd.stages.train import TrainingData, train_students
 
+STAGE = "teacher/fine_tune"
 
-def fine_tuned_teacher(session: Session, rows: Splits) -> str:
-    """The teacher's folder: fine-tuned on gold pairs where the recipe asks for it, else as it is; or its name."""
+
+def fine_tuned_teacher(session: Session, splits: Splits) -> str:
+    """The folder of the teacher, fine-tuned where the recipe has `teacher.fine_tune`; of an endpoint its model's name.
+
+    Raises what `train_students` raises.
+    """
     teacher = session.recipe.teacher
     if isinstance(teacher.model, EndpointModel):
         return teacher.model.name
     if teacher.fine_tune is None:
         assert isinstance(teacher.model, Checkpoint)
         return teacher.model.path
-    training_data = TrainingData(rows.gold, teacher.fine_tune, rows.dev or None)
-    return train_students(session, rows, {"teacher/fine_tune": training_data}, teacher)["teacher/fine_tune"]["model"]
+    data = TrainingData(
+        rows=splits.gold, about=StageAbout(arm="teacher"), training=teacher.fine_tune, dev=splits.dev or None
+    )
+    return train_students(session, splits, {STAGE: data}, role=teacher)[STAGE].folder

@@ -1,17 +1,15 @@
-"""TODO: docstring."""
+"""The stage `partition`: the unlabelled inputs are split at random, once."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from raykd.data.examples import (
-    save_examples,
-)
+from raykd.data.examples import save_examples
 from raykd.data.splits import Splits
 from raykd.errors import DataError
-from raykd.recipe.methods import Mckd
 from raykd.run.files import fingerprint
 from raykd.run.session import Session
 
@@ -21,25 +19,28 @@ def part_name(number: int) -> str:
     return f"part-{number}"
 
 
-def partition_inputs(session: Session, rows: Splits, method: Mckd) -> list[Path]:
-    """Split the unlabelled inputs at random (MCKD, algorithm 1); rows of one input stay together. Returns files."""
-    inputs = sorted({e.input for e in rows.unlabelled})
-    shares = method.shares or [1.0] * method.partitions
-    order = np.random.default_rng([session.recipe.seed, 29]).permutation(len(inputs))
-    ends = np.round(np.cumsum(shares) / sum(shares) * len(inputs)).astype(int)
-    places = np.searchsorted(ends, np.arange(len(inputs)), side="right")
-    place = {inputs[i]: int(part) for i, part in zip(order, places, strict=True)}
-    if len(set(place.values())) < method.partitions:
-        raise DataError(f"{len(inputs)} inputs cannot be split into {method.partitions} partitions")
+def partition_inputs(
+    session: Session, name: str, splits: Splits, partitions: int, shares: Sequence[float] | None
+) -> list[Path]:
+    """The files of the partitions; rows with the same input are in the same one.
 
-    def file(number: int) -> Path:
-        return session.path / "mckd/partition" / f"{part_name(number)}.parquet"
+    `shares` are relative sizes in inputs, None for equal ones. Raises DataError where a partition would be empty.
+    """
+    inputs = sorted({example.input for example in splits.unlabelled})
+    sizes = shares or [1.0] * partitions
+    order = np.random.default_rng([session.recipe.seed, 29]).permutation(len(inputs))
+    ends = np.round(np.cumsum(sizes) / sum(sizes) * len(inputs)).astype(int)
+    parts = np.searchsorted(ends, np.arange(len(inputs)), side="right")
+    part_of = {inputs[i]: int(part) for i, part in zip(order, parts, strict=True)}
+    if len(set(part_of.values())) < partitions:
+        raise DataError(f"{len(inputs)} inputs cannot be split into {partitions} partitions")
+    files = [session.path / name / f"{part_name(part)}.parquet" for part in range(partitions)]
 
     def work(_: Path) -> tuple[dict, dict]:
-        split = [[e for e in rows.unlabelled if place[e.input] == part] for part in range(method.partitions)]
-        sizes = [save_examples(file(number), part) for number, part in enumerate(split)]
-        return {"partitions": method.partitions, "sizes": sizes}, {"rows": sum(sizes)}
+        rows = [[e for e in splits.unlabelled if part_of[e.input] == part] for part in range(partitions)]
+        counts = [save_examples(file, part) for file, part in zip(files, rows, strict=True)]
+        return {"partitions": partitions, "sizes": counts}, {"rows": sum(counts)}
 
-    given = {"partitions": method.partitions, "shares": method.shares, "seed": session.recipe.seed}
-    session.stage("mckd/partition", "partition", {**given, "rows": fingerprint(inputs)}, work)
-    return [file(number) for number in range(method.partitions)]
+    stage_inputs = {"partitions": partitions, "shares": shares, "seed": session.recipe.seed}
+    session.stage(name, "partition", {**stage_inputs, "rows": fingerprint(inputs)}, work)
+    return files

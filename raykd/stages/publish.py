@@ -1,4 +1,4 @@
-"""TODO: docstring."""
+"""The model card of every trained model, and the stage `publish`: a student goes to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -8,54 +8,48 @@ from typing import Any
 from raykd.models import card
 from raykd.models.files import content_hash
 from raykd.recipe.load import dump_recipe, method_settings
-from raykd.recipe.models import EndpointModel, FromConfig, Model, TeacherModel
+from raykd.recipe.models import EndpointModel, FromConfig, TeacherModel
 from raykd.recipe.roles import Student, Teacher
-from raykd.recipe.training import Training
 from raykd.run.session import Session
 from raykd.stages.rows import environment
+from raykd.training.job import TrainingSpec
 
 
 def write_model_card(
-    session: Session,
-    name: str,
-    model: Model,
-    training: Training,
-    side: Teacher | Student,
-    folder: Path,
-    stats: dict[str, Any],
+    session: Session, spec: TrainingSpec, role: Teacher | Student, folder: Path, stats: dict[str, Any]
 ) -> None:
-    """The model card of a model that was trained."""
+    """Write the model card of a trained model into its folder; `stats` are those of its training."""
     recipe, method = session.recipe, session.recipe.method
     unlabelled = recipe.data.unlabelled
     source = (
         getattr(unlabelled, "path", None) or getattr(unlabelled, "name", None) or getattr(unlabelled, "function", "")
     )
-    began = model.path if not isinstance(model, FromConfig) else None
+    base_model = spec.model.path if not isinstance(spec.model, FromConfig) else None
     facts = card.Card(
         name=recipe.name,
-        arm=name,
+        arm=spec.name,
         method=" ".join([method.kind, *method_settings(method)]),
-        teacher=_named(recipe.teacher.model) if side is not recipe.teacher else "none: this is the teacher",
-        student=_named(model),
+        teacher=_model_name(recipe.teacher.model) if role is not recipe.teacher else "none: this is the teacher",
+        student=_model_name(spec.model),
         data=f"{source}: {stats['rows']} rows, {stats['dev_rows']} to judge by; licence: {recipe.data.licence}",
-        losses=", ".join(f"{loss.weight:g} {kind}" for kind, loss in training.losses.items()),
+        losses=", ".join(f"{loss.weight:g} {kind}" for kind, loss in spec.training.losses.items()),
         command=f"raykd run {recipe.name}.yaml",
         recipe=dump_recipe(recipe),
         seed=recipe.seed,
-        base_model=began,
+        base_model=base_model,
         versions=environment()["packages"],
     )
     card.write_card(folder, facts)
 
 
-def _named(model: TeacherModel) -> str:
+def _model_name(model: TeacherModel) -> str:
     if isinstance(model, EndpointModel):
         return model.name
     return f"{model.model_type} from random weights" if isinstance(model, FromConfig) else model.path
 
 
 def publish_student(session: Session, model: str) -> None:
-    """Put a student on the hub, where the recipe asks for it."""
+    """Publish a student's folder on the hub, where the recipe has `student.push_to_hub`. Raises ModelError."""
     push = session.recipe.student.push_to_hub
     if push is None:
         return

@@ -1,70 +1,98 @@
-"""TODO: docstring."""
+"""Students label inputs that they never saw, and how well they remember the pseudo-targets that they learnt."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from raykd import metrics
-from raykd.data.examples import (
-    Example,
-    load_examples,
-)
+from raykd.data.examples import Example, Lineage, load_examples
 from raykd.errors import DataError
 from raykd.recipe.generation import TextPayload, TopKPayload
-from raykd.recipe.methods import Mckd
+from raykd.run.manifests import StageAbout
 from raykd.run.session import Session
 from raykd.stages.label import label_inputs
 from raykd.stages.labelling import LabellingRequest, read_pseudo_targets
 from raykd.stages.partition import part_name
 from raykd.training.sources import StoredSource
 
-MEMORISATION_ROWS = 256  # rows of its own partition that a student is asked again
+MEMORISATION_ROWS = 256  # rows of its own partition that a student labels again
+OWN = "own"  # the source that holds them
+PAYLOADS = {"text": TextPayload(kind="text"), "top_k": TopKPayload(kind="top_k")}
 
 
-def relabel_inputs(session: Session, name: str, model: str, inputs: Mapping[str, Path], own: Path) -> StoredSource:
-    """A student's pseudo-targets for the files of `inputs`, by name, and for `own`: a sample of what it was trained on."""
-    method = session.recipe.method
-    known = list(load_examples(own))
-    order = np.random.default_rng([session.recipe.seed, 37]).permutation(len(known))[:MEMORISATION_ROWS]
-    sample = [known[i] for i in np.sort(order)]
-    soft = isinstance(method, Mckd) and method.exchange == "top_k"
-    payload = TopKPayload(kind="top_k") if soft else TextPayload(kind="text")
-    request = LabellingRequest(
-        name=name, model=model, role=session.recipe.student, sources={**inputs, "own": sample}, payload=payload
-    )
-    return label_inputs(session, request)
+@dataclass(frozen=True)
+class Relabelling:
+    """What a student wrote: the name of its training, the labelling, the partitions that it labelled, the round."""
+
+    student: str
+    stored: StoredSource
+    partitions: list[int]
+    round: int
+
+    def source(self, partition: int) -> StoredSource:
+        """The labelling of one partition alone."""
+        return replace(self.stored, sources=(part_name(partition),))
+
+    def examples(self, partition: int) -> list[Example]:
+        """The pseudo-targets of one partition, with their lineage."""
+        return read_pseudo_targets(self.stored, part_name(partition), Lineage(self.student, self.round, partition))
+
+
+def relabel_inputs(session: Session, request: LabellingRequest, own: Path, exchange: str) -> StoredSource:
+    """A student's pseudo-targets for the sources of a request, and for OWN: a sample of the file it was trained on.
+
+    `exchange` is what is recorded, a key of PAYLOADS. Raises what `label_inputs` raises.
+    """
+    learnt = list(load_examples(own))
+    order = np.random.default_rng([session.recipe.seed, 37]).permutation(len(learnt))[:MEMORISATION_ROWS]
+    sample = [learnt[i] for i in np.sort(order)]
+    sources = {**request.sources, OWN: sample}
+    return label_inputs(session, replace(request, sources=sources, payload=PAYLOADS[exchange]))
 
 
 def measure_memorisation(
     session: Session,
     name: str,
-    found: Sequence[StoredSource],
-    old: Sequence[list[Example]],
-    unseen: Sequence[Sequence[int]],
+    about: StageAbout,
+    relabellings: Sequence[Relabelling],
+    before: Sequence[list[Example]],
 ) -> None:
-    """How well each student says again what it was taught, and how well it agrees with labels that it never saw.
+    """Measure how well each student repeats the pseudo-targets it learnt, and agrees with those that it never saw.
 
-    MCKD pays where students learn their noisy labels by heart and do not carry the noise to inputs they never saw (Zhao
-    et al. 2024, section 5): the report shows both.
+    Multistage collaborative distillation pays where students learn their noisy pseudo-targets by heart and do not carry
+    the noise to inputs they never saw (Zhao et al. 2024, section 5): the report shows both. Agreement is the recipe's
+    first metric, else exact match. What each student never saw is the first partition that it labelled.
+
+    `relabellings` are by partition those of its student, `before` the pseudo-targets that this student learnt.
     """
     metric = (session.recipe.metrics or ["exact_match"])[0]
-    labels = [{e.input: e.target or "" for e in part} for part in old]
+    learnt = [{example.input: example.target or "" for example in part} for part in before]
 
-    def agreement(answers: list[Example], part: int) -> float | None:
-        known = [(e.target or "", labels[part][e.input]) for e in answers if e.input in labels[part]]
+    def agreement(stored: StoredSource, source: str, part: int) -> float | None:
+        pairs = [
+            (example.target or "", learnt[part][example.input])
+            for example in read_pseudo_targets(stored, source)
+            if example.input in learnt[part]
+        ]
         try:
-            return metrics.get(metric)([a for a, _ in known], [[right] for _, right in known]) if known else None
-        except DataError:  # labels with nothing to score, such as empty ones
+            return metrics.get(metric)([new for new, _ in pairs], [[old] for _, old in pairs]) if pairs else None
+        except DataError:  # pseudo-targets with nothing to score, such as empty ones
             return None
 
     def work(_: Path) -> tuple[dict, dict]:
-        rows = []
-        for i, one in enumerate(found):
-            seen = agreement(read_pseudo_targets(one, "own"), i)
-            rows.append({"partition": i, "seen": seen, "unseen": agreement(read_pseudo_targets(one, part_name(unseen[i][0])), unseen[i][0])})
-        return {"metric": metric, "students": rows}, {}
+        students = [
+            {
+                "partition": part,
+                "seen": agreement(one.stored, OWN, part),
+                "unseen": agreement(one.stored, part_name(one.partitions[0]), one.partitions[0]),
+            }
+            for part, one in enumerate(relabellings)
+        ]
+        return {"metric": metric, "students": students}, {}
 
-    session.stage(name, "memory", {"answers": [one.mark for one in found], "metric": metric}, work)
+    inputs = {"labellings": [one.stored.mark for one in relabellings], "metric": metric}
+    session.stage(name, "memorisation", inputs, work, about)

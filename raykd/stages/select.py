@@ -1,155 +1,213 @@
-"""TODO: docstring."""
+"""The stage `choose`: which pseudo-targets are learnt, by the recipe's rules: retries, votes, formats, consistency."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from raykd import metrics
 from raykd.data import pseudo_targets
-from raykd.data.examples import (
-    Example,
-    Lineage,
-)
+from raykd.data.examples import Example, Lineage
 from raykd.data.tasks.formats import Format
 from raykd.errors import DataError
-from raykd.recipe.methods import ConsistencyFilter, Mckd
+from raykd.recipe.methods import ConsistencyFilter
 from raykd.recipe.pseudo_targets import PseudoTargetRules
+from raykd.recipe.roles import Teacher
 from raykd.run.files import fingerprint, write_text
+from raykd.run.manifests import StageAbout
 from raykd.run.session import Session
 from raykd.stages.label import label_inputs
 from raykd.stages.labelling import LabellingRequest, read_samples
 from raykd.stages.rows import json_lines, output_format
 from raykd.training.sources import StoredSource
 
+TEACHER = StageAbout(arm="teacher")
+
+
+class Filtered(NamedTuple):
+    """Pseudo-targets that pass a filter, and the dropped ones with the reason."""
+
+    kept: list[Example]
+    dropped: list[tuple[Example, str]]
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """A stage that selects pseudo-targets, and its rules; `stats` are further figures for its manifest."""
+
+    name: str
+    about: StageAbout
+    rules: PseudoTargetRules
+    consistency: ConsistencyFilter | None = None
+    stats: dict[str, int] = field(default_factory=dict)
+
 
 def select_pseudo_targets(
-    session: Session, given: StoredSource, model: str, lineages: Mapping[str, Lineage]
+    session: Session, stored: StoredSource, model: str, lineages: Mapping[str, Lineage]
 ) -> list[list[Example]]:
-    """The teacher's pseudo-targets of the sources that have a lineage, by the recipe's rules for them.
+    """The teacher's pseudo-targets of each source that has a lineage, by the recipe's `pseudo_targets`.
 
-    Where every sample of an input is invalid, the teacher is asked again; then follow the vote, and the rule for what
-    is invalid still. What is dropped is in the stage's dropped.jsonl.
+    Where every sample of an input is invalid, the teacher labels it again; then come the vote, and the rule for what
+    is still invalid. Dropped ones are in the stage's dropped.jsonl. `model` is the teacher's folder or name.
+
+    Raises DataError where nothing is left of a source, and what `label_inputs` raises.
     """
-    rule, side = session.recipe.pseudo_targets, session.recipe.teacher
-    found = [read_samples(given, source, lineage) for source, lineage in lineages.items()]
-    if rule == PseudoTargetRules():
-        return [sum(part, []) for part in found]
+    rules = session.recipe.pseudo_targets
+    samples = {source: read_samples(stored, source, lineage) for source, lineage in lineages.items()}
+    if rules == PseudoTargetRules():
+        return [sum(by_input, []) for by_input in samples.values()]
+    retried = _retry_invalid(session, model, samples, lineages)
     form = output_format(session)
 
-    def wrong(several: list[Example]) -> bool:
-        return all(form.invalid(e.input, e.target or "") is not None for e in several)
+    def voted(of_input: list[Example]) -> list[Example]:
+        if not rules.vote:
+            return of_input
+        return [replace(best_sample(form, of_input), id=of_input[0].id.rpartition("#")[0] or of_input[0].id)]
 
-    before = side.sampling.n if rule.retry_temperature == side.sampling.temperature else 0
-    retried = 0
-    for number in range(1, rule.retries + 1):
-        again = [[several[0] for several in part if wrong(several)] for part in found]
-        if not any(again):
+    parts = [sum(map(voted, by_input), []) for by_input in samples.values()]
+    return _select(session, _Selection("teacher/chosen", TEACHER, rules, stats={"retried": retried}), parts, {})
+
+
+def _retry_invalid(
+    session: Session, model: str, samples: dict[str, list[list[Example]]], lineages: Mapping[str, Lineage]
+) -> int:
+    """Replace, in `samples`, those of inputs without a valid one, as often as the recipe allows.
+
+    Returns how many inputs were labelled again, an input once for each retry.
+    """
+    form, retried = output_format(session), 0
+
+    def is_invalid(of_input: list[Example]) -> bool:
+        return all(form.invalid(e.input, e.target or "") is not None for e in of_input)
+
+    for number in range(1, session.recipe.pseudo_targets.retries + 1):
+        invalid = {
+            source: [of_input[0] for of_input in by_input if is_invalid(of_input)]
+            for source, by_input in samples.items()
+        }
+        if not any(invalid.values()):
             break
-        retried += sum(map(len, again))
-        sampling = side.sampling.model_copy(update={"temperature": rule.retry_temperature, "n": before + number})
-        store = None if sampling.temperature != side.sampling.temperature else side.store
-        asked = side.model_copy(update={"sampling": sampling, "store": store})
+        retried += sum(map(len, invalid.values()))
         request = LabellingRequest(
             name=f"teacher/retry-{number}",
             model=model,
-            role=asked,
-            sources=dict(zip(lineages, again, strict=True)),
+            role=_retrying_teacher(session, number),
+            sources=invalid,
             rejected_are_bad=False,
+            about=TEACHER,
         )
-        answers = label_inputs(session, request)
-        for place, (source, lineage) in enumerate(lineages.items()):
-            new = {several[0].input: several[-1] for several in read_samples(answers, source, lineage)}
-            found[place] = [
-                [replace(new[s[0].input], id=s[0].id)] if wrong(s) and s[0].input in new else s for s in found[place]
+        stored = label_inputs(session, request)
+        for source, lineage in lineages.items():
+            last = {of_input[0].input: of_input[-1] for of_input in read_samples(stored, source, lineage)}
+            samples[source] = [
+                [replace(last[of_input[0].input], id=of_input[0].id)]
+                if is_invalid(of_input) and of_input[0].input in last
+                else of_input
+                for of_input in samples[source]
             ]
-
-    def voted(several: list[Example]) -> list[Example]:
-        if not rule.vote:
-            return several
-        return [replace(best_sample(form, several), id=several[0].id.rpartition("#")[0] or several[0].id)]
-
-    parts = [sum((voted(several) for several in part), []) for part in found]
-    return _kept(session, "teacher/chosen", parts, rule, {"retried": retried})
+    return retried
 
 
-def best_sample(form: Format, several: list[Example]) -> Example:
-    """The vote of an input's samples; those that are not of the form have none, where others are."""
-    return pseudo_targets.vote([e for e in several if form.invalid(e.input, e.target or "") is None] or several)
+def _retrying_teacher(session: Session, number: int) -> Teacher:
+    """The recipe's teacher as it labels in a retry: a further sample, at the retries' temperature."""
+    rules, teacher = session.recipe.pseudo_targets, session.recipe.teacher
+    same_temperature = rules.retry_temperature == teacher.sampling.temperature
+    before = teacher.sampling.n if same_temperature else 0  # samples that the same store holds already
+    sampling = teacher.sampling.model_copy(update={"temperature": rules.retry_temperature, "n": before + number})
+    return teacher.model_copy(update={"sampling": sampling, "store": teacher.store if same_temperature else None})
+
+
+def best_sample(form: Format, samples: list[Example]) -> Example:
+    """The vote of an input's samples; invalid ones have no vote where others are valid."""
+    return pseudo_targets.vote([e for e in samples if form.invalid(e.input, e.target or "") is None] or samples)
 
 
 def select_relabelled(
-    session: Session, name: str, written: Sequence[Sequence[list[Example]]], old: Sequence[list[Example]]
-) -> list[list[Example]]:
-    """The new labels of each partition, of which `written` holds what each student wrote: voted, then by the rules.
-
-    `old` are the labels before, which the consistency filter compares with.
-    """
-    method = session.recipe.method
-    assert isinstance(method, Mckd)
-    back, before = method.consistency_filter, {e.input: e.target for part in old for e in part}
-    rule = session.recipe.pseudo_targets.model_copy(update={"vote": False, "retries": 0})
-
-    def check(examples: list[Example]) -> tuple[list[Example], list[tuple[Example, str]]]:
-        if back is None:
-            return examples, []
-        examples = pseudo_targets.with_agreement(examples, lambda e: before.get(e.input), metrics.get(back.metric))
-        low = [e.input in before and e.lineage and _under(e.lineage.agreement, back) for e in examples]
-        kept = [e for e, bad in zip(examples, low, strict=True) if not bad]
-        reason = f"{back.metric} against the label before is under {back.at_least}"
-        return kept, [(e, reason) for e, bad in zip(examples, low, strict=True) if bad]
-
-    parts = [list(by[0]) if len(by) == 1 else _voted(output_format(session), by) for by in written]
-    return _kept(session, name, parts, rule, {}, back and back.model_dump(), check)
-
-
-def _under(agreement: float | None, back: ConsistencyFilter) -> bool:
-    return back.at_least is not None and agreement is not None and 100 * agreement < back.at_least
-
-
-def _voted(form: Format, by: Sequence[list[Example]]) -> list[Example]:
-    """Of what several students wrote the majority, in the order of the inputs; one that refused has no vote."""
-    several: dict[str, list[Example]] = {}
-    for example in itertools.chain(*by):
-        several.setdefault(example.id, []).append(example)
-    return [best_sample(form, candidates) for candidates in several.values()]
-
-
-def _kept(
     session: Session,
     name: str,
-    parts: list[list[Example]],
-    rule: PseudoTargetRules,
-    stats: dict[str, Any],
-    settings: Any = None,
-    check: Callable[[list[Example]], tuple[list[Example], list[tuple[Example, str]]]] = lambda examples: (examples, []),
+    about: StageAbout,
+    by_student: Sequence[Sequence[list[Example]]],
+    before: Sequence[list[Example]],
+    consistency: ConsistencyFilter | None = None,
 ) -> list[list[Example]]:
-    """Pseudo-targets by partition, by the rule for invalid ones and a check, in a stage with what was dropped."""
+    """The new pseudo-targets of each partition: by the students' vote, the recipe's rules, the consistency filter.
+
+    by_student  for each partition, what each student that labelled it wrote
+    before      for each partition the pseudo-targets that the consistency filter compares with
+
+    Raises DataError where nothing is left of a partition.
+    """
+    rules = session.recipe.pseudo_targets.model_copy(update={"vote": False, "retries": 0})
     form = output_format(session)
+    parts = [list(students[0]) if len(students) == 1 else _voted(form, students) for students in by_student]
+    targets_before = {example.input: example.target for part in before for example in part}
+    return _select(session, _Selection(name, about, rules, consistency), parts, targets_before)
+
+
+def _voted(form: Format, by_student: Sequence[list[Example]]) -> list[Example]:
+    """The majority of what students wrote, in the order of the inputs; who rejected an input has no vote on it."""
+    votes: dict[str, list[Example]] = {}
+    for example in itertools.chain(*by_student):
+        votes.setdefault(example.id, []).append(example)
+    return [best_sample(form, candidates) for candidates in votes.values()]
+
+
+def _select(
+    session: Session,
+    selection: _Selection,
+    parts: list[list[Example]],
+    targets_before: Mapping[str, str | None],
+) -> list[list[Example]]:
+    """The pseudo-targets of each part that the rules leave: a stage, whose dropped.jsonl has the others."""
+    form, name, rules = output_format(session), selection.name, selection.rules
     file = session.path / name / "pseudo_targets.parquet"
 
     def work(folder: Path) -> tuple[dict, dict]:
-        judged = [pseudo_targets.filtered_by_format(part, form, rule.invalid) for part in parts]
-        checked = [check(one.kept) for one in judged]
-        dropped = [pair for one in judged for pair in one.dropped] + [pair for _, bad in checked for pair in bad]
+        by_format = [pseudo_targets.filtered_by_format(part, form, rules.invalid) for part in parts]
+        filtered = [
+            _filtered_by_consistency(judged.kept, selection.consistency, targets_before) for judged in by_format
+        ]
+        dropped = [pair for stage in (by_format, filtered) for part in stage for pair in part.dropped]
         rows = ({"id": e.id, "input": e.input, "target": e.target, "reason": reason} for e, reason in dropped)
         write_text(folder / "dropped.jsonl", json_lines(rows))
-        for number, (kept, _) in enumerate(checked):
+        for number, (kept, _) in enumerate(filtered):
             if parts[number] and not kept:
                 raise DataError(
                     f"{folder / 'dropped.jsonl'}: nothing is left of the {len(parts[number])} pseudo-targets of part "
                     f"{number}; the last reason: {dropped[-1][1]}"
                 )
-        count = pseudo_targets.save_pseudo_targets(file, (e for kept, _ in checked for e in kept))
-        counts = {"rows": count, "dropped": len(dropped), **stats}
-        counts |= {name: sum(getattr(one, name) for one in judged) for name in ("invalid", "repaired")}
-        return {"sizes": [len(kept) for kept, _ in checked]}, counts
+        stats = {
+            "rows": pseudo_targets.save_pseudo_targets(file, (e for kept, _ in filtered for e in kept)),
+            "dropped": len(dropped),
+            **selection.stats,
+            "invalid": sum(judged.invalid for judged in by_format),
+            "repaired": sum(judged.repaired for judged in by_format),
+        }
+        return {"sizes": [len(kept) for kept, _ in filtered]}, stats
 
     targets = fingerprint([[e.id, e.input, e.target] for part in parts for e in part])
-    inputs = {"targets": targets, "rule": rule.model_dump(), "settings": settings}
-    sizes = session.stage(name, "choose", inputs, work)["sizes"]
+    settings = selection.consistency and selection.consistency.model_dump()
+    inputs = {"targets": targets, "rule": rules.model_dump(), "settings": settings}
+    sizes = session.stage(name, "choose", inputs, work, selection.about)["sizes"]
     rows = iter(pseudo_targets.load_pseudo_targets(file))
     return [list(itertools.islice(rows, size)) for size in sizes]
+
+
+def _filtered_by_consistency(
+    examples: list[Example], consistency: ConsistencyFilter | None, targets_before: Mapping[str, str | None]
+) -> Filtered:
+    """Pseudo-targets with their agreement with those before, without those that agree less than the filter wants."""
+    if consistency is None:
+        return Filtered(examples, [])
+    least, metric = consistency.at_least, metrics.get(consistency.metric)
+    examples = pseudo_targets.with_agreement(examples, lambda e: targets_before.get(e.input), metric)
+
+    def is_low(example: Example) -> bool:
+        agreement = example.lineage.agreement if example.lineage and example.input in targets_before else None
+        return least is not None and agreement is not None and 100 * agreement < least
+
+    reason = f"{consistency.metric} against the label before is under {least}"
+    return Filtered([e for e in examples if not is_low(e)], [(e, reason) for e in examples if is_low(e)])

@@ -1,182 +1,271 @@
-"""TODO: docstring."""
+"""The stage `train`: models learn from examples or from a store of pseudo-targets."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from threading import BoundedSemaphore
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raykd.data import pseudo_targets
-from raykd.data.examples import (
-    Example,
-)
+from raykd.data.examples import Example
+from raykd.data.prompts import PromptEncoder
+from raykd.data.splits import Splits
 from raykd.models.files import content_hash, is_encoder_decoder, model_folder
 from raykd.recipe.models import EndpointModel, FromConfig, Model
 from raykd.recipe.roles import Student, Teacher
 from raykd.recipe.training import Training
 from raykd.run import remote
 from raykd.run.files import fingerprint, write_text
-from raykd.run.session import Session
-
-if TYPE_CHECKING:
-    from raykd.data.prompts import PromptEncoder
-
-from raykd.data.splits import Splits
-from raykd.stages.labelling import read_as
+from raykd.run.manifests import StageAbout
+from raykd.run.session import EVERY_ARM, Session
+from raykd.stages.labelling import read_as, read_pseudo_targets
 from raykd.stages.prompts import prompt_parts, prompt_shots
 from raykd.stages.publish import write_model_card
 from raykd.stages.rows import file_digest, json_lines
 from raykd.stages.tokenizer import shared_tokenizer
+from raykd.training.job import MarkedSource, TrainingSpec
 from raykd.training.sources import FileSource, StoredSource
+
+TrainingRows = list[Example] | tuple[StoredSource, ...]
+
+
+def as_examples(rows: TrainingRows) -> list[Example]:
+    """The rows of a training as examples: of each labelling the pseudo-targets of its first source."""
+    if isinstance(rows, list):
+        return rows
+    return [example for stored in rows for example in read_pseudo_targets(stored, stored.sources[0])]
+
+
+def joined(parts: Iterable[TrainingRows]) -> TrainingRows:
+    """The rows of several trainings for one: examples where any part has some, else the labellings of all parts."""
+    parts = list(parts)
+    examples = [example for part in parts if isinstance(part, list) for example in part]
+    return examples or tuple(stored for part in parts if not isinstance(part, list) for stored in part)
+
+
+@dataclass(frozen=True)
+class NextStage:
+    """A stage that begins as soon as a model is trained, whatever else still trains.
+
+    `start` gets the folder of the model.
+    """
+
+    name: str
+    start: Callable[[str], Any]
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What one model is to learn: examples, or what a teacher wrote; where they differ from the student's, the way of
-    training and the model.
+    """What one training is given.
 
-    Without dev rows a share of the examples is held out. `then` is a stage that begins when the model is ready,
-    whatever else still trains: its name, and what is called with the model's folder.
+    rows       examples, or the labellings whose pseudo-targets are learnt
+    about      the arm, round and partition that the training belongs to
+    training   how it trains; None: as the recipe's student
+    dev        examples that choose the checkpoint; None: a share of the rows is held out for it
+    model      what it begins with; None: as the role says
+    weighting  of pseudo-targets, as `recipe.Mckd.weighting`
     """
 
-    examples: list[Example] | tuple[StoredSource, ...]
+    rows: TrainingRows
+    about: StageAbout = EVERY_ARM
     training: Training | None = None
     dev: list[Example] | None = None
     model: Model | None = None
-    weighting: str | None = None  # as recipe.Mckd.weighting
-    then: tuple[str, Callable[[str], Any]] | None = None
+    weighting: str | None = None
+    then: NextStage | None = None
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained model: its folder, its score on the rows that chose the checkpoint (higher is better), its arm."""
+
+    folder: str
+    score: float
+    about: StageAbout
+
+
+@dataclass(frozen=True)
+class _Common:
+    """What the trainings of one call share."""
+
+    role: Teacher | Student
+    tokenizer: str  # the folder of the tokenizer that models with random weights share
+    teacher: str | None  # the teacher's folder
+    threads: int  # CPU threads of each worker
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One training with everything decided. `files` are examples by the name of the file that will hold them."""
+
+    name: str
+    rows: TrainingRows
+    files: dict[str, list[Example]]
+    marks: dict[str, str]  # fingerprints of the rows, and of the dev rows where there are any
+    model: Model
+    training: Training
+    role: Teacher | Student
+    tokenizer: str
+    teacher: str | None
+    threads: int
 
 
 def train_students(
-    session: Session, rows: Splits, trainings: dict[str, TrainingData], side: Teacher | Student | None = None
-) -> dict[str, dict[str, Any]]:
-    """Train a fresh model on each training_data, all at the same time where capacity allows, else in turn.
-
-    Returns by name what `training.train` found: the folder of the model, its best step, its dev loss.
-    """
-    shared = shared_tokenizer(session, rows)
-    place = (1, 1)  # trainings at the same time, threads of each worker
-    after = [training_data.then[0] for training_data in trainings.values() if training_data.then]
-    if not all(map(session.folder.is_complete, [*trainings, *after])):
-        session.connect()
-        from raykd.cluster.train import together
-
-        place = together(1 if session.fit else len(trainings), session.recipe.cluster)
-
-    with ThreadPoolExecutor(max(1, len(after))) as labellers, session.labelling_passes(len(after)) as at_once:
-        leave = BoundedSemaphore(at_once)
-
-        def one(name: str) -> tuple[dict[str, Any], Future | None]:
-            trained = _train(session, rows, name, trainings[name], side or session.recipe.student, shared, place[1])
-            then = trainings[name].then
-            return trained, labellers.submit(begin, then[1], trained["model"]) if then else None
-
-        def begin(then: Callable[[str], Any], model: str) -> None:
-            with leave:
-                then(model)
-
-        with ThreadPoolExecutor(place[0]) as pool:
-            found = dict(zip(trainings, pool.map(one, trainings), strict=True))
-        for _, labelled in found.values():
-            if labelled:
-                labelled.result()
-    return {name: trained for name, (trained, _) in found.items()}
-
-
-def _train(
     session: Session,
-    rows: Splits,
-    name: str,
-    training_data: TrainingData,
-    side: Teacher | Student,
-    shared: str,
-    threads: int,
-) -> dict[str, Any]:
-    from raykd.stages.fine_tune import fine_tuned_teacher
+    splits: Splits,
+    trainings: Mapping[str, TrainingData],
+    role: Teacher | Student | None = None,
+    teacher: str | None = None,
+) -> dict[str, TrainedModel]:
+    """Train a model on each of the data, all at the same time where capacity allows, else in turn.
 
-    model, training = training_data.model or side.model, training_data.training or session.recipe.student.training
-    assert not isinstance(model, EndpointModel)  # which the recipe sees to
-    folder = shared if isinstance(model, FromConfig) else model.path
-    teacher = fine_tuned_teacher(session, rows) if training.needs_teacher() else None
-    given = training_data.examples
-    if isinstance(given, list):
-        given = pseudo_targets.with_weights(given, training_data.weighting)
-    files = {"dev": training_data.dev} if training_data.dev else {}
-    files |= {"rows": given} if isinstance(given, list) else {}
+    Returns the models by the names of their trainings, which are their stages'. `role` is the recipe's section of the
+    models, None for the student's; `teacher` is the folder of the teacher, for losses that need it.
+
+    Raises TrainingError where a training cannot go on, DataError for more bad rows than data.max_bad_rows allows, and
+    what a `then` raises.
+    """
+    tokenizer = shared_tokenizer(session, splits)
+    next_stages = [data.then.name for data in trainings.values() if data.then]
+    at_once, threads = 1, 1
+    if not all(map(session.folder.is_complete, [*trainings, *next_stages])):
+        session.connect()
+        from raykd.cluster.resources import trainings_at_once
+
+        at_once, threads = trainings_at_once(session.recipe.cluster, 1 if session.fit else len(trainings))
+    common = _Common(role or session.recipe.student, tokenizer, teacher, threads)
+    labellings: list[Future] = []
+    with session.labelling_passes(len(next_stages)) as passes, ThreadPoolExecutor(passes) as labellers:
+
+        def train(name: str) -> TrainedModel:
+            data = trainings[name]
+            results = _train(session, _plan(session, name, data, common), data.about)
+            if data.then:
+                labellings.append(labellers.submit(data.then.start, results["model"]))
+            return TrainedModel(results["model"], results["score"], data.about)
+
+        with ThreadPoolExecutor(at_once) as trainers:
+            models = dict(zip(trainings, trainers.map(train, trainings), strict=True))
+        for labelling in labellings:
+            labelling.result()
+    return models
+
+
+def _plan(session: Session, name: str, data: TrainingData, common: _Common) -> _Plan:
+    model, training = data.model or common.role.model, data.training or session.recipe.student.training
+    assert not isinstance(model, EndpointModel)  # the recipe refuses to train one
+    rows, files = data.rows, {"dev": data.dev} if data.dev else {}
+    if isinstance(rows, list):
+        rows = files["rows"] = pseudo_targets.with_weights(rows, data.weighting)
+    return _Plan(
+        name=name,
+        rows=rows,
+        files=files,
+        marks=_marks(rows, files),
+        model=model,
+        training=training,
+        role=common.role,
+        tokenizer=common.tokenizer if isinstance(model, FromConfig) else model.path,
+        teacher=common.teacher if training.needs_teacher() else None,
+        threads=common.threads,
+    )
+
+
+def _marks(rows: TrainingRows, files: dict[str, list[Example]]) -> dict[str, str]:
     marks = {
-        file: fingerprint([[e.id, e.input, e.target, e.weight] for e in examples]) for file, examples in files.items()
+        name: fingerprint([[e.id, e.input, e.target, e.weight] for e in examples]) for name, examples in files.items()
     }
-    if not isinstance(given, list):
-        marks["rows"] = fingerprint([[g.mark, g.samples, g.sources, file_digest(Path(g.gold)) if g.gold else None] for g in given])
-    inputs = {"model": model.model_dump(mode="json"), "training": training.model_dump(mode="json")}
-    inputs |= {
-        "prompt": prompt_parts(side),
-        "teacher": content_hash(model_folder(teacher)) if teacher else None,
+    if isinstance(rows, tuple):
+        gold = [file_digest(Path(stored.gold)) if stored.gold else None for stored in rows]
+        marks["rows"] = fingerprint(
+            [[stored.mark, stored.samples, stored.sources, digest] for stored, digest in zip(rows, gold, strict=True)]
+        )
+    return marks
+
+
+def _train(session: Session, plan: _Plan, about: StageAbout) -> dict[str, Any]:
+    """The stage of one training; returns its results, as `raykd.training.loop.train` does, without stats."""
+    inputs = {
+        "model": plan.model.model_dump(mode="json"),
+        "training": plan.training.model_dump(mode="json"),
+        "prompt": prompt_parts(plan.role),
+        "teacher": content_hash(model_folder(plan.teacher)) if plan.teacher else None,
+        "seed": session.recipe.seed,
+        **plan.marks,
     }
 
     def work(stage: Path) -> tuple[dict, dict]:
         from raykd.cluster.train import fit
-        from raykd.training.job import TrainingSpec
 
-        for file, examples in files.items():
-            write_text(stage / f"{file}.jsonl", json_lines(map(_row, examples)))
-        remote.send(*(stage / f"{file}.jsonl" for file in files))
-        job = TrainingSpec(
-            name=name,
-            run=session.recipe.name,
-            model=model,
-            tokenizer=folder,
-            training=training,
-            source=FileSource(str(stage / "rows.jsonl"))
-            if isinstance(given, list)
-            else tuple(read_as(stored, training) for stored in given),
-            dev=FileSource(str(stage / "dev.jsonl")) if training_data.dev else None,
-            student=_reading(side, folder, side.task == "generation" and is_encoder_decoder(model)),
-            teacher=_reading(session.recipe.teacher, teacher, is_encoder_decoder(model)) if teacher else None,
-            folder=str(stage),
-            tokens=str(remote.folder(session.recipe.output) / "tokens"),
-            marks=(marks["rows"], marks.get("dev", "")),
-            seed=session.recipe.seed,
-            threads=threads,
-            max_bad_rows=session.recipe.data.max_bad_rows,
-            parallel=session.recipe.cluster.student.parallel,
-            trackers=tuple(session.recipe.trackers),
-        )
+        for name, examples in plan.files.items():
+            write_text(stage / f"{name}.jsonl", json_lines(map(_line, examples)))
+        remote.send(*(stage / f"{name}.jsonl" for name in plan.files))
+        spec = _spec(session, plan, stage)
         workers = session.recipe.cluster.student
-        session.await_resources(name, workers.resources, workers.bounds()[0])
-        with session.console.bar(name, training.max_steps or _steps(training, given), "steps") as update:
-            result = (session.fit or fit)(job, session.recipe.cluster, update)
-        stats = result.pop("stats")
-        write_model_card(session, name, model, training, side, Path(result["model"]), stats)
-        result["bad_rows"] = [{"file": name, "line": None, **bad_row} for bad_row in result["bad_rows"]]
-        session.tolerate(result["bad_rows"])
-        return result, {**stats, "bad_rows": len(result["bad_rows"])}
+        session.await_resources(plan.name, workers.resources, workers.bounds()[0])
+        with session.console.bar(plan.name, plan.training.max_steps or _estimated_steps(plan), "steps") as update:
+            results = (session.fit or fit)(spec, session.recipe.cluster, update)
+        stats = results.pop("stats")
+        write_model_card(session, spec, plan.role, Path(results["model"]), stats)
+        results["bad_rows"] = [{"file": plan.name, "line": None, **bad_row} for bad_row in results["bad_rows"]]
+        session.tolerate(results["bad_rows"])
+        return results, {**stats, "bad_rows": len(results["bad_rows"])}
 
-    return session.stage(name, "train", {**inputs, "seed": session.recipe.seed, **marks}, work)
-
-
-def _reading(side: Teacher | Student, folder: str, encoder: bool) -> PromptEncoder:
-    from raykd.data.prompts import PromptEncoder
-
-    labels = tuple(side.labels) if side.labels else None
-    return PromptEncoder(folder, side.prompt, tuple(prompt_shots(side)), encoder, side.task, labels)
+    return session.stage(plan.name, "train", inputs, work, about)
 
 
-def _row(example: Example) -> dict[str, Any]:
+def _spec(session: Session, plan: _Plan, stage: Path) -> TrainingSpec:
+    """The training as its workers get it, whose files are in the stage's folder."""
+    recipe, encoder_decoder = session.recipe, is_encoder_decoder(plan.model)
+    if isinstance(plan.rows, list):
+        source = FileSource(str(stage / "rows.jsonl"))
+    else:
+        source = tuple(read_as(stored, plan.training) for stored in plan.rows)
+    return TrainingSpec(
+        name=plan.name,
+        run=recipe.name,
+        model=plan.model,
+        tokenizer=plan.tokenizer,
+        training=plan.training,
+        rows=MarkedSource(source, plan.marks["rows"]),
+        dev=MarkedSource(FileSource(str(stage / "dev.jsonl")), plan.marks["dev"]) if "dev" in plan.files else None,
+        student=_prompt_encoder(plan.role, plan.tokenizer, plan.role.task == "generation" and encoder_decoder),
+        teacher=_prompt_encoder(recipe.teacher, plan.teacher, encoder_decoder) if plan.teacher else None,
+        folder=str(stage),
+        tokens=str(remote.folder(recipe.output) / "tokens"),
+        seed=recipe.seed,
+        threads=plan.threads,
+        max_bad_rows=recipe.data.max_bad_rows,
+        parallel=recipe.cluster.student.parallel,
+        trackers=tuple(recipe.trackers),
+    )
+
+
+def _prompt_encoder(role: Teacher | Student, tokenizer: str, encoder: bool) -> PromptEncoder:
+    return PromptEncoder(
+        tokenizer=tokenizer,
+        prompt=role.prompt,
+        shots=tuple(prompt_shots(role)),
+        encoder=encoder,
+        task=role.task,
+        labels=tuple(role.labels) if role.labels else None,
+    )
+
+
+def _line(example: Example) -> dict[str, Any]:
     """A line of a training's rows: what is learnt, and where it is from."""
-    row: dict[str, Any] = {"id": example.id, "input": example.input, "target": example.target}
+    line: dict[str, Any] = {"id": example.id, "input": example.input, "target": example.target}
     if example.weight != 1:
-        row["weight"] = example.weight
-    return row | ({"pseudo_target": True, **asdict(example.lineage)} if example.lineage else {})
+        line["weight"] = example.weight
+    return line | ({"pseudo_target": True, **asdict(example.lineage)} if example.lineage else {})
 
 
-def _steps(training: Training, given: list[Example] | tuple[StoredSource, ...]) -> int | None:
-    """Steps of so many epochs, guessed from characters: for a bar's length only."""
-    if not isinstance(given, list):
+def _estimated_steps(plan: _Plan) -> int | None:
+    """Steps of so many epochs, estimated from characters: for a bar's length only."""
+    if isinstance(plan.rows, tuple):
         return None
-    characters = sum(len(e.input) + len(e.target or "") for e in given)
-    return max(1, math.ceil((training.epochs or 1) * characters / 3 / training.batch_tokens))
+    characters = sum(len(e.input) + len(e.target or "") for e in plan.rows)
+    return max(1, math.ceil((plan.training.epochs or 1) * characters / 3 / plan.training.batch_tokens))

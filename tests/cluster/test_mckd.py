@@ -79,7 +79,7 @@ def test_votes_retries_rules_and_weights(tmp_path, tiny_models):
     weights = {row.get("weight", 1.0) for row in rows if "by" in row}
     assert all(0 <= weight <= 1 for weight in weights) and len(weights) > 5
     assert all(row.get("weight", 1.0) == pytest.approx(row["agreement"]) for row in rows if "by" in row)
-    memory = json.loads((run / "mckd/round-1/memory/manifest.json").read_text())["results"]["students"]
+    memory = json.loads((run / "mckd/round-1/memorisation/manifest.json").read_text())["results"]["students"]
     assert len(memory) == 3 and all(0 <= one[key] <= 100 for one in memory for key in ("seen", "unseen"))
     report = (run / "report.md").read_text()
     assert "| teacher/chosen | 400 | 0 | 0 | 0 |" in report and "What students remember" in report
@@ -125,7 +125,7 @@ def test_as_an_ablation_students_label_what_they_were_taught(tmp_path, tiny_mode
     run = ran(tmp_path, tiny_models, {"relabel": "own"})
     for label in pseudo_targets.load_pseudo_targets(run / "mckd/round-1/labels/pseudo_targets.parquet"):
         assert label.lineage and label.lineage.by == f"mckd/round-1/student-{label.lineage.partition}"
-    assert "mckd/round-1/memory" not in manifests(run)
+    assert "mckd/round-1/memorisation" not in manifests(run)
 
 
 @pytest.mark.slow

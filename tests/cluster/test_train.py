@@ -14,7 +14,7 @@ from raykd.recipe.cluster import Cluster, Workers
 from raykd.recipe.load import load_recipe
 from raykd.recipe.models import FromConfig
 from raykd.recipe.training import Training
-from raykd.training.job import TrainingSpec
+from raykd.training.job import MarkedSource, TrainingSpec
 from raykd.training.sources import FileSource
 
 
@@ -26,12 +26,10 @@ def job(folder: Path, tokenizer: Path, **changes) -> TrainingSpec:
         model=FromConfig(kind="config", model_type="t5", settings=T5),
         tokenizer=str(tokenizer),
         training=Training(**settings),
-        source=FileSource(str(write_rows(folder / "rows.jsonl", pairs(203)))),
-        dev=None,
+        rows=MarkedSource(FileSource(str(write_rows(folder / "rows.jsonl", pairs(203)))), "rows"),
         student=PromptEncoder(str(tokenizer), "{input}", encoder=True),
         folder=str(folder / "t"),
         tokens=str(folder / "tokens"),
-        marks=("rows", ""),
         seed=1,
         threads=1,
     )
@@ -78,7 +76,7 @@ def test_how_many_fit_at_once(ray_session):
     assert resources.at_once({"CPU": have + 1}, 1, Cluster()) == 1  # in turn, never none
     grown = Cluster(capacity={"CPU": 64, "GPU": 3})
     assert resources.at_once({"CPU": 1, "GPU": 1}, 1, grown) == 3
-    assert train.together(5, Cluster(student=Workers(resources={"CPU": have})))[0] == 1
+    assert resources.trainings_at_once(Cluster(student=Workers(resources={"CPU": have})), 5).count == 1
 
 
 def test_more_than_the_cluster_may_grow_to_is_refused(ray_session):

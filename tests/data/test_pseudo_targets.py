@@ -16,6 +16,7 @@ from raykd.data.tasks import slots
 from raykd.data.tasks.formats import Format
 from raykd.errors import DataError
 from raykd.recipe.load import load_recipe
+from raykd.run.manifests import StageAbout
 from raykd.run.session import Session
 from raykd.stages.select import select_relabelled
 
@@ -38,6 +39,7 @@ def test_of_equally_frequent_answers_the_surest_wins_then_the_first():
 
 
 INTERLEAVED = slots.INTERLEAVED
+ROUND = StageAbout(arm="mckd", own=True, round=1)
 RIGHT, WRONG = "play O it B-song", "play O"
 
 
@@ -102,7 +104,7 @@ def mckd(tmp_path):
 
 def test_students_vote_for_what_is_of_the_form(mckd):
     by = [[said(WRONG, "a", -0.1)], [said(RIGHT, "b", -0.2)]]
-    (labels,) = select_relabelled(mckd("pseudo_targets.invalid=drop"), "labels", [by], [[]])
+    (labels,) = select_relabelled(mckd("pseudo_targets.invalid=drop"), "labels", ROUND, [by], [[]])
     assert [e.target for e in labels] == [RIGHT]
 
 
@@ -113,13 +115,18 @@ def test_a_consistency_filter_drops_nothing_that_it_could_not_check(mckd):
         for writer, target in (("a", RIGHT), ("b", "play O it O"))
     ]
     old = [[said("play O it O", "teacher")]]
-    (labels,) = select_relabelled(mckd(back), "labels", [by], old)
+    session = mckd(back)
+    (labels,) = select_relabelled(
+        session, "labels", ROUND, [by], old, pipelines.mckd.settings(session).consistency_filter
+    )
     assert [(e.id, e.lineage and e.lineage.agreement) for e in labels] == [("2", 0.5)]
 
 
 def test_where_nothing_is_left_a_line_says_why(mckd):
     with pytest.raises(DataError, match="nothing is left of the 1 pseudo-targets of part 1; the last reason: 1 words"):
-        select_relabelled(mckd("pseudo_targets.invalid=drop"), "labels", [[[said(RIGHT)]], [[said(WRONG)]]], [[], []])
+        select_relabelled(
+            mckd("pseudo_targets.invalid=drop"), "labels", ROUND, [[[said(RIGHT)]], [[said(WRONG)]]], [[], []]
+        )
 
 
 def test_no_gold_is_learnt_of_inputs_that_are_to_be_labelled(mckd, tmp_path):
@@ -127,8 +134,8 @@ def test_no_gold_is_learnt_of_inputs_that_are_to_be_labelled(mckd, tmp_path):
     rows: Any = SimpleNamespace(gold=[Example("g1", "play it", RIGHT), Example("g2", "play that", "play O that O")])
     save_examples(tmp_path / "part.parquet", [Example("1", "play it")])
     pseudo = [replace(said(RIGHT), input="other")]
-    assert pipelines.mckd.training_data(run, rows, pseudo, [tmp_path / "part.parquet"]).examples == [
+    assert pipelines.mckd.training_data(run, rows, pseudo, [tmp_path / "part.parquet"]).rows == [
         *pseudo,
         rows.gold[1],
     ]
-    assert pipelines.mckd.training_data(run, rows, pseudo).examples == [*pseudo, *rows.gold]  # the final student's
+    assert pipelines.mckd.training_data(run, rows, pseudo).rows == [*pseudo, *rows.gold]  # the final student's

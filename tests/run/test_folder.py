@@ -73,21 +73,21 @@ def test_a_damaged_manifest_is_named(made):
 
 def test_bad_rows_are_listed_and_counted_over_the_whole_run(made):
     run = made(2)
-    bad = [{"file": "f", "line": 3, "reason": "no"}]
+    bad = [{"file": "f", "line": 3, "reason": "no", "row": None}]
     run.stage("a", "kind", {}, lambda folder: ({"bad_rows": bad}, {}))
-    assert run.left_out() == 1
+    assert run.folder.left_out() == 1
 
     def row(stage, name):
-        return {"file": stage, "line": None, "reason": f"row {name}: too long"}
+        return {"file": stage, "line": None, "reason": "too long", "row": name}
 
-    run.tolerate([row("b", 7)])
-    run.stage("b", "kind", {}, lambda folder: ({"bad_rows": [row("b", 7)]}, {}))
-    run.tolerate([row("c", 7)])  # the same row in another stage is no further one
-    assert run.left_out([row("c", 7)]) == 2
+    run.tolerate([row("b", "7")])
+    run.stage("b", "kind", {}, lambda folder: ({"bad_rows": [row("b", "7")]}, {}))
+    run.tolerate([row("c", "7")])  # the same row in another stage is no further one
+    assert run.folder.left_out([row("c", "7")]) == 2
     with pytest.raises(DataError, match=r"c: row 8: too long \(1 such rows, 3 in all, data.max_bad_rows is 2\)"):
-        run.tolerate([row("c", 8)])
-    made(3).tolerate([row("c", 8)])  # a run goes on with more
-    bad.append(row("b", 7))
+        run.tolerate([row("c", "8")])
+    made(3).tolerate([row("c", "8")])  # a run goes on with more
+    bad.append(row("b", "7"))
     assert [json.loads(line) for line in (run.path / "bad_rows.jsonl").read_text().splitlines()] == bad
 
 
