@@ -24,7 +24,7 @@ from raykd.run.files import fingerprint, write_json
 from raykd.training.trackers import FILES, LOG
 
 if TYPE_CHECKING:
-    from raykd.training.job import TrainingSpec
+    from raykd.training.job import TrainingResult, TrainingSpec
 
 ERROR = "error.txt"  # in a training's folder: why one of its workers gave up
 BEST = "best.json"  # in a training's folder at a URL: {step}, whose model is there; gone while another is sent
@@ -90,7 +90,7 @@ def _remove_other_model(folder: Path, best_step: int) -> None:
 
 def fit(
     spec: TrainingSpec, cluster: Cluster, progress: Callable[[int, str], None], callbacks: Sequence[Any] = ()
-) -> dict:
+) -> TrainingResult:
     """Train a spec; returns its `raykd.training.job.TrainingResult`. May be called from several threads at once.
 
     `progress(step, note)` is called about once a second, at a URL after evaluations; `callbacks` are Ray Train's. A

@@ -30,7 +30,7 @@ from raykd.run.files import put, replaced
 
 if TYPE_CHECKING:
     from raykd.stages.sweep import Report, SearchPlan, Trial
-    from raykd.training.job import TrainingSpec
+    from raykd.training.job import TrainingResult, TrainingSpec
 
 LAST = "last"  # in a training's folder: its last checkpoint
 TIME = "progress"  # percent of the training that is searched
@@ -128,14 +128,14 @@ def _report(metrics: dict[str, float], folder: Path | None) -> None:
     tune.report(dict(metrics), checkpoint=tune.Checkpoint.from_directory(str(folder)) if folder else None)
 
 
-def trial_fit(stage: str, report: Report, checkpoint: Path | None) -> Callable[..., dict]:
+def trial_fit(stage: str, report: Report, checkpoint: Path | None) -> Callable[..., TrainingResult]:
     """How a trial trains, in place of `train.fit`: in its own process, or on Ray Train where it has several workers.
 
     Every evaluation of the training `stage` is reported, and it begins with `checkpoint`, if there is one. Each
     training keeps its last checkpoint in its folder, and goes on from there.
     """
 
-    def fit(spec: TrainingSpec, cluster: Cluster, progress: Callable[[int, str], None]) -> dict:
+    def fit(spec: TrainingSpec, cluster: Cluster, progress: Callable[[int, str], None]) -> TrainingResult:
         if cluster.student.bounds()[1] > 1:
             return ray_train.fit(spec, cluster, progress, [TuneReportCallback()] if spec.name == stage else [])
         from raykd.training.loop import train

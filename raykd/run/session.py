@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raykd.console import Console
 from raykd.recipe.load import resolve_paths
@@ -17,6 +17,9 @@ from raykd.recipe.recipe import Recipe
 from raykd.run import remote
 from raykd.run.folder import RunFolder
 from raykd.run.manifests import StageAbout
+
+if TYPE_CHECKING:
+    from raykd.training.job import TrainingResult
 
 EVERY_ARM = StageAbout()
 
@@ -34,7 +37,7 @@ class Session:
         console: Console | None = None,
         path: Path | None = None,
         shared: Path | None = None,
-        fit: Callable[..., dict] | None = None,
+        fit: Callable[..., TrainingResult] | None = None,
     ):
         """Open the run folder. Raises RunError where it is of another recipe, or cannot be written.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from raykd.models import card
 from raykd.models.files import content_hash
@@ -12,11 +11,11 @@ from raykd.recipe.models import EndpointModel, FromConfig, TeacherModel
 from raykd.recipe.roles import Student, Teacher
 from raykd.run.session import Session
 from raykd.stages.rows import environment
-from raykd.training.job import TrainingSpec
+from raykd.training.job import TrainingSpec, TrainingStats
 
 
 def write_model_card(
-    session: Session, spec: TrainingSpec, role: Teacher | Student, folder: Path, stats: dict[str, Any]
+    session: Session, spec: TrainingSpec, role: Teacher | Student, folder: Path, stats: TrainingStats
 ) -> None:
     """Write the model card of a trained model into its folder; `stats` are those of its training."""
     recipe, method = session.recipe, session.recipe.method

@@ -12,6 +12,7 @@ from raykd.run.session import Session
 
 if TYPE_CHECKING:
     from raykd.cluster.resources import AtOnce
+    from raykd.training.job import TrainingResult
 
 # takes the metrics of an evaluation, and the checkpoint's folder if there is one
 Report = Callable[[dict[str, float], Path | None], None]
@@ -48,7 +49,7 @@ def trials_at_once(session: Session, wanted: int | None) -> AtOnce:
     return resources.trials_at_once(session.recipe.cluster, wanted)
 
 
-def trial_fit(stage: str, report: Report, checkpoint: Path | None) -> Callable[..., dict]:
+def trial_fit(stage: str, report: Report, checkpoint: Path | None) -> Callable[..., TrainingResult]:
     """How a trial trains, for its session's `fit`: every evaluation of the training `stage` is reported.
 
     That training begins with `checkpoint`, if there is one.

@@ -207,12 +207,12 @@ def _train(session: Session, plan: _Plan, about: StageAbout) -> dict[str, Any]:
         workers = session.recipe.cluster.student
         session.await_resources(plan.name, workers.resources, workers.bounds()[0])
         with session.console.bar(plan.name, plan.training.max_steps or _estimated_steps(plan), "steps") as update:
-            results = (session.fit or fit)(spec, session.recipe.cluster, update)
-        stats = results.pop("stats")
-        write_model_card(session, spec, plan.role, Path(results["model"]), stats)
-        results["bad_rows"] = [{"file": plan.name, "line": None, **bad_row} for bad_row in results["bad_rows"]]
-        session.tolerate(results["bad_rows"])
-        return results, {**stats, "bad_rows": len(results["bad_rows"])}
+            result = (session.fit or fit)(spec, session.recipe.cluster, update)
+        write_model_card(session, spec, plan.role, Path(result["model"]), result["stats"])
+        bad_rows = [{"file": plan.name, "line": None, **bad_row} for bad_row in result["bad_rows"]]
+        session.tolerate(bad_rows)
+        results = {name: value for name, value in result.items() if name != "stats"}
+        return {**results, "bad_rows": bad_rows}, {**result["stats"], "bad_rows": len(bad_rows)}
 
     return session.stage(plan.name, "train", inputs, work, about)
 
