@@ -8,235 +8,210 @@ from __future__ import annotations
 import csv
 import html
 import io
-import json
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
 from raykd.errors import RunError
-from raykd.metrics import lower_is_better
-from raykd.recipe.load import dump_recipe, load_recipe, parse_recipe
+from raykd.recipe.load import dump_recipe, load_recipe
 from raykd.recipe.recipe import Recipe
-from raykd.report.gather import log_lines
-from raykd.report.render import ReportSection, Table, html_table, markdown_table, page, safe
-from raykd.report.sweep_plots import shown_value, sweep_plots
+from raykd.recipe.space import Objective
+from raykd.report.gather import TEACHER, arm_scores, json_object, log_lines
+from raykd.report.importance import field_importance
+from raykd.report.render import (
+    Plot,
+    ReportSection,
+    Table,
+    html_blocks,
+    html_page,
+    markdown_blocks,
+    metric_names,
+    safe,
+    short_value,
+    with_arrow,
+)
+from raykd.report.sweep_plots import sweep_plots
 from raykd.run.files import write_json, write_text
 from raykd.run.manifests import MANIFEST, manifests, read_manifest
 
 TRIAL = "trial.json"  # of a trial, written last: {point, run, metrics} or {point, error}
-RUNGS = "rungs.json"  # of a sweep: what its scheduler must not forget
+RUNGS = "rungs.json"  # of a sweep: what its scheduler must remember
 SEARCHED = "sweep.json"  # of a sweep: {recipe, space, goals}
-TOLD = ("dev_loss", "parameters", "prediction_seconds")  # numbers of a trial that are shown beside its goals
+FURTHER = ("dev_loss", "parameters", "prediction_seconds")  # numbers of a trial that are shown beside its goals
+NO_IMPORTANCE = "Too few finished trials to say: eight are needed."
+IMPORTANCE = "The share of each field in what sets good trials apart (PED-ANOVA); of fields that all trials have."
 
 
 def write_sweep_report(folder: Path) -> dict[str, Any]:
-    """Write everything; returns what is in `results.json`. Raises RunError where there is no sweep."""
+    """Write the results and the reports of a sweep; returns the content of `results.json`.
+
+    Raises RunError where there is no sweep, or a file of it is damaged.
+    """
     folder = Path(folder)
     if not (folder / SEARCHED).exists():
         raise RunError(f"{folder}: no sweep: it has no {SEARCHED}")
-    found = gather_sweep(folder)
-    write_json(folder / "results.json", found)
-    write_text(folder / "results.csv", _csv(found["trials"]))
-    if found["best"]:
-        write_text(folder / "best.yaml", _best_recipe(found, folder))
-    sections = _sections(found)
-    text = [f"# {safe(found['name'])}", safe(_summary(found))]
-    parts = [f"<h1>{html.escape(found['name'])}</h1><p>{html.escape(_summary(found))}</p>"]
-    for title, said, table in sections:
-        text += [f"## {title}", safe(said)] + ([markdown_table(table)] if len(table) > 1 else [])
-        parts += [f"<h2>{title}</h2><p>{html.escape(said)}</p>"] + ([html_table(table)] if len(table) > 1 else [])
-        if title == "Trials":
-            parts += [f"<h2>{head}</h2>{picture}" for head, picture in sweep_plots(found)]
-    code = html.escape(found["space"])
-    write_text(folder / "report.md", "\n\n".join(text) + "\n")
-    write_text(folder / "report.html", page(found["name"], [*parts, f"<h2>The space</h2><pre>{code}</pre>"]))
-    return found
+    results = gather_sweep(folder)
+    write_json(folder / "results.json", results)
+    write_text(folder / "results.csv", _csv(results["trials"]))
+    if results["best"]:
+        write_text(folder / "best.yaml", _best_recipe(results, folder))
+    name, summary, parts = results["name"], _summary(results), _parts(results, sweep_plots(results))
+    markdown = [f"# {safe(name)}", safe(summary), *markdown_blocks(parts)]
+    write_text(folder / "report.md", "\n\n".join(markdown) + "\n")
+    blocks = [f"<h1>{html.escape(name)}</h1><p>{html.escape(summary)}</p>", *html_blocks(parts)]
+    blocks.append(f"<h2>The space</h2><pre>{html.escape(results['space'])}</pre>")
+    write_text(folder / "report.html", html_page(name, blocks))
+    return results
 
 
 def gather_sweep(folder: Path) -> dict[str, Any]:
-    """All that the report says. Trials come best first, then those that are not done."""
-    searched = json.loads((folder / SEARCHED).read_text(encoding="utf-8"))
-    recipe = parse_recipe(searched["recipe"], str(folder / SEARCHED))
-    goals = [tuple(goal) for goal in searched["goals"]]
-    trials = [_trial(folder, path.name) for path in sorted((folder / "tune").glob("*")) if path.is_dir()]
-    done = _ordered([t for t in trials if t["state"] == "done"], goals)
-    rest = [t for t in trials if t["state"] != "done"]
-    rest.sort(key=lambda t: (t["state"], -t["progress"], t["id"]))
-    # rglob follows no links, so that what trials share counts once
-    own = [read_manifest(path) for path in folder.rglob(MANIFEST) if not path.parent.is_symlink()]
-    asked = [m for m in own if m["kind"] == "label" and m["stage"].startswith(("teacher/", "evaluate/teacher-"))]
+    """The content of `results.json`. Finished trials come first, the best one at the top.
+
+    Raises RunError for a damaged file of the sweep.
+    """
+    searched = json_object(folder / SEARCHED)
+    recipe = Recipe.model_validate(searched["recipe"])
+    goals = [Objective(*goal) for goal in searched["goals"]]
+    stopped = json_object(folder / RUNGS).get("stopped", [])
+    names = [path.name for path in sorted((folder / "tune").glob("*")) if path.is_dir()]
+    trials = [_trial(folder, name, name in stopped) for name in names]
+    done = _best_first([t for t in trials if t["state"] == "done"], goals[0])
+    others = [t for t in trials if t["state"] != "done"]
+    others.sort(key=lambda t: (t["state"], -t["progress"], t["id"]))
     front = _front(done, goals)
     return {
         "name": folder.name,
         "goals": goals,
         "best": front[0]["id"] if front else None,
         "front": [t["id"] for t in front] if len(goals) > 1 else [],
-        "trials": done + rest,
+        "trials": done + others,
         "arms": _arms(folder, recipe),
-        "teacher_tokens": sum(m["stats"].get("output_tokens", 0) for m in asked),
+        "teacher_tokens": _teacher_tokens(folder),
         "trial_seconds": sum(t["seconds"] for t in trials),
-        "importance": _importance(done, goals[0]),
+        "importance": field_importance(done, goals[0]),
         "space": searched["space"],
     }
 
 
-def _trial(folder: Path, name: str) -> dict[str, Any]:
-    """What is known of a trial: of one that is over from its own file, else from what Ray Tune heard of it."""
-    told = folder / "tune" / name / "result.json"
-    heard = log_lines(told) if told.exists() else []
-    last = heard[-1] if heard else {}
-    config = last.get("config") or _config(folder / "tune" / name / "params.json")
-    found = {
+def _trial(folder: Path, name: str, stopped: bool) -> dict[str, Any]:
+    """A trial: where it is over, from its own file, else from what it reported to Ray Tune."""
+    tune = folder / "tune" / name
+    reports = log_lines(tune / "result.json") if (tune / "result.json").exists() else []
+    last = reports[-1] if reports else {}
+    config = last.get("config") or json_object(tune / "params.json")
+    trial = {
         "id": name,
         "point": config.get("point", config),
         "progress": last.get("progress", 0.0),
         "seconds": last.get("time_total_s", 0.0),
         "metrics": {k: v for k, v in last.items() if k.startswith(("dev_", "test/"))},
-        "curve": [{k: v for k, v in line.items() if k == "progress" or isinstance(v, float)} for line in heard],
-        "state": "stopped" if name in _stopped(folder) else "unfinished",
+        "curve": [{k: v for k, v in line.items() if k == "progress" or isinstance(v, float)} for line in reports],
+        "state": "stopped" if stopped else "unfinished",
         "error": None,
     }
-    file = folder / "trials" / name / TRIAL
-    if file.exists():
-        over = json.loads(file.read_text(encoding="utf-8"))
-        found |= {"state": "failed" if over.get("error") else "done", "error": over.get("error")}
-        found |= {"point": over["point"], "metrics": over["metrics"] or {}, "run": over.get("run")}
-    return found
+    over = json_object(folder / "trials" / name / TRIAL)
+    if over:
+        trial |= {"state": "failed" if over.get("error") else "done", "error": over.get("error")}
+        trial |= {"point": over["point"], "metrics": over["metrics"] or {}, "run": over.get("run")}
+    return trial
 
 
-def _config(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+def _best_first(trials: list[dict], goal: Objective) -> list[dict]:
+    """Trials by their value of a goal; those without one last."""
+    sign = 1 if goal.direction == "min" else -1
+    known = [t for t in trials if math.isfinite(t["metrics"].get(goal.metric, math.nan))]
+    return sorted(known, key=lambda t: sign * t["metrics"][goal.metric]) + [t for t in trials if t not in known]
 
 
-def _stopped(folder: Path) -> list[str]:
-    file = folder / RUNGS
-    return json.loads(file.read_text(encoding="utf-8"))["stopped"] if file.exists() else []
+def _front(done: list[dict], goals: list[Objective]) -> list[dict]:
+    """The trials that no other is at least as good as by every goal, and better by one; of one goal the best."""
+    if len(goals) == 1:
+        return done[:1]
 
+    def values(trial: dict) -> list[float]:  # lower is better
+        return [(1 if goal.direction == "min" else -1) * trial["metrics"].get(goal.metric, math.inf) for goal in goals]
 
-def _ordered(trials: list[dict], goals: list[tuple[str, str]]) -> list[dict]:
-    metric, mode = goals[0]
-    sign = 1 if mode == "min" else -1
-    known = [t for t in trials if math.isfinite(t["metrics"].get(metric, math.nan))]
-    return sorted(known, key=lambda t: sign * t["metrics"][metric]) + [t for t in trials if t not in known]
-
-
-def _front(done: list[dict], goals: list[tuple[str, str]]) -> list[dict]:
-    """Trials that no other is better than by every goal; of one goal the best."""
-
-    def values(trial: dict) -> list[float]:
-        return [(1 if mode == "min" else -1) * trial["metrics"].get(metric, math.inf) for metric, mode in goals]
-
-    def beaten(trial: dict) -> bool:
-        mine = values(trial)
+    def is_beaten(trial: dict) -> bool:
+        of_trial = values(trial)
         others = [values(other) for other in done]
-        return any(all(a <= b for a, b in zip(o, mine, strict=True)) and o != mine for o in others)
+        return any(all(a <= b for a, b in zip(o, of_trial, strict=True)) and o != of_trial for o in others)
 
-    front = [trial for trial in done if not beaten(trial)]
-    return front if len(goals) > 1 else front[:1]
+    return [trial for trial in done if not is_beaten(trial)]
 
 
 def _arms(folder: Path, recipe: Recipe) -> dict[str, dict[str, float]]:
     """The test metrics of the teacher, and of the student without one."""
     arms: dict[str, dict[str, float]] = {}
-    for part in ("teacher", "control"):
-        for m in manifests(folder / part) if (folder / part).exists() else []:
-            if m["kind"] == "evaluate":
-                arms[m["results"]["arm"]] = m["results"]["metrics"]
+    for run in (folder / "teacher", folder / "control"):
+        arms |= arm_scores(manifests(run) if run.exists() else [])
     return arms
 
 
-def _importance(done: list[dict], goal: tuple[str, str]) -> dict[str, float]:
-    """By field the share of what differs between good trials and others (PED-ANOVA, Watanabe et al. 2023).
-
-    Of fields that every trial has; empty where there are fewer than eight trials, or nothing differs.
-    """
-    metric, mode = goal
-    known = [t for t in done if metric in t["metrics"]]
-    names = [name for name in (known[0]["point"] if known else {}) if all(name in t["point"] for t in known)]
-    names = [name for name in names if len({str(t["point"][name]) for t in known}) > 1]
-    if len(known) < 8 or not names:
-        return {}
-    import optuna
-
-    def distribution(name: str) -> Any:
-        values = [t["point"][name] for t in known]
-        if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
-            low, high = float(min(values)), float(max(values))
-            return optuna.distributions.FloatDistribution(low, high, log=low > 0 and high / low > 10)
-        return optuna.distributions.CategoricalDistribution(sorted({shown_value(v) for v in values}))
-
-    kinds = {name: distribution(name) for name in names}
-    numbers = [name for name, kind in kinds.items() if isinstance(kind, optuna.distributions.FloatDistribution)]
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(direction="minimize" if mode == "min" else "maximize")
-    for t in known:
-        params = {name: float(t["point"][name]) if name in numbers else shown_value(t["point"][name]) for name in names}
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=kinds, value=t["metrics"][metric]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return {name: float(value) for name, value in found.items()}
+def _teacher_tokens(folder: Path) -> int:
+    """The tokens that the teacher wrote in all runs of a sweep."""
+    # rglob follows no links, so that what trials share counts once
+    own = [read_manifest(path) for path in folder.rglob(MANIFEST) if not path.parent.is_symlink()]
+    by_teacher = [m for m in own if m["kind"] == "label" and m["arm"] == TEACHER]
+    return sum(m["stats"].get("output_tokens", 0) for m in by_teacher)
 
 
-def _best_recipe(found: dict[str, Any], folder: Path) -> str:
-    """The best trial's recipe, under a name of its own: `raykd run` of it trains the same student, and its arms."""
-    best = found["trials"][0] if not found["front"] else next(t for t in found["trials"] if t["id"] == found["best"])
+def _best_recipe(results: dict[str, Any], folder: Path) -> str:
+    """The best trial's recipe as YAML, under a name of its own: `raykd run` trains the same student, and its arms."""
+    best = next(t for t in results["trials"] if t["id"] == results["best"])
     recipe = load_recipe(Path(best["run"]) / "recipe.yaml")
     return dump_recipe(recipe.model_copy(update={"name": f"{folder.name}-best"}))
 
 
-def _sections(found: dict[str, Any]) -> list[ReportSection]:
+def _parts(results: dict[str, Any], plots: list[Plot]) -> list[ReportSection | Plot]:
+    """The sections in their order, with the plots after the trials."""
     goals = ", ".join(
-        f"{metric} ({'lower' if mode == 'min' else 'higher'} is better)" for metric, mode in found["goals"]
+        f"{goal.metric} ({'lower' if goal.direction == 'min' else 'higher'} is better)" for goal in results["goals"]
     )
+    importance = [[name, f"{100 * share:.0f} %"] for name, share in results["importance"].items()]
     return [
-        (
+        ReportSection(
             "Trials",
             f"Goal: {goals}, of held-out rows at the chosen checkpoint. Nothing is chosen by test rows.",
-            _trials(found),
+            _trial_table(results),
         ),
-        ("To compare with", "On the test rows; gold_only is the student without a teacher.", _compared(found)),
-        (
-            "What mattered",
-            "The share of each field in what sets good trials apart (PED-ANOVA); of fields that all trials have."
-            if found["importance"]
-            else "Too few finished trials to say: eight are needed.",
-            [["field", "share"], *([name, f"{100 * value:.0f} %"] for name, value in found["importance"].items())],
+        *plots,
+        ReportSection(
+            "To compare with", "On the test rows; gold_only is the student without a teacher.", _arm_table(results)
         ),
+        ReportSection("What mattered", IMPORTANCE if importance else NO_IMPORTANCE, [["field", "share"], *importance]),
     ]
 
 
-def _trials(found: dict[str, Any]) -> Table:
-    trials, goals = found["trials"], [metric for metric, _ in found["goals"]]
+def _trial_table(results: dict[str, Any]) -> Table:
+    trials, goals = results["trials"], [goal.metric for goal in results["goals"]]
     fields = list(dict.fromkeys(name for t in trials for name in t["point"]))
-    told = [name for name in TOLD if name not in goals and any(name in t["metrics"] for t in trials)]
-    tests = list(dict.fromkeys(name for t in trials for name in t["metrics"] if name.startswith("test/")))
+    further = [name for name in FURTHER if name not in goals and any(name in t["metrics"] for t in trials)]
+    tests = [name for name in metric_names(t["metrics"] for t in trials) if name.startswith("test/")]
     short = [name.removeprefix("student.training.") for name in fields]
-    table = [["trial", "state", *short, *goals, *told, *tests, "seconds"]]
-    best = found["front"] or [found["best"]]
+    table = [["trial", "state", *short, *goals, *further, *tests, "seconds"]]
+    best = results["front"] or [results["best"]]
     for t in trials:
         state = {"stopped": f"stopped at {t['progress']:.0f} %"}.get(t["state"], t["error"] or t["state"])
-        cells = [shown_value(t["point"][name]) if name in t["point"] else "" for name in fields]
-        numbers = [_number(t["metrics"].get(name)) for name in [*goals, *told, *tests]]
+        cells = [short_value(t["point"][name]) if name in t["point"] else "" for name in fields]
+        numbers = [_number(t["metrics"].get(name)) for name in [*goals, *further, *tests]]
         name = f"**{t['id']}**" if t["id"] in best else t["id"]
         table.append([name, state, *cells, *numbers, f"{t['seconds']:.0f}"])
     return table
 
 
-def _compared(found: dict[str, Any]) -> Table:
-    best = next((t for t in found["trials"] if t["id"] == found["best"]), None)
-    arms = dict(found["arms"])
+def _arm_table(results: dict[str, Any]) -> Table:
+    """The test metrics of the arms and of the best trial."""
+    best = next((t for t in results["trials"] if t["id"] == results["best"]), None)
+    arms = dict(results["arms"])
     if best:
         arms[f"best trial, {best['id']}"] = {
-            name.removeprefix("test/"): v for name, v in best["metrics"].items() if name.startswith("test/")
+            name.removeprefix("test/"): value for name, value in best["metrics"].items() if name.startswith("test/")
         }
-    metrics = list(dict.fromkeys(name for values in arms.values() for name in values))
+    metrics = metric_names(arms.values())
     if not metrics:
         return [[]]
-    shown = [f"{name} {'↓' if lower_is_better(name) else '↑'}" for name in metrics]
-    return [["", *shown], *([arm, *(_number(values.get(name)) for name in metrics)] for arm, values in arms.items())]
+    rows = [[arm, *(_number(scores.get(metric)) for metric in metrics)] for arm, scores in arms.items()]
+    return [["", *map(with_arrow, metrics)], *rows]
 
 
 def _number(value: float | None) -> str:
@@ -245,17 +220,17 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _summary(found: dict[str, Any]) -> str:
-    states = [t["state"] for t in found["trials"]]
+def _summary(results: dict[str, Any]) -> str:
+    states = [t["state"] for t in results["trials"]]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    tokens = f"The teacher wrote {found['teacher_tokens']:,} tokens for all of them."
-    again = f"The best recipe: raykd run {found['name']}/best.yaml." if found["best"] else "No trial is done."
+    tokens = f"The teacher wrote {results['teacher_tokens']:,} tokens for all of them."
+    again = f"The best recipe: raykd run {results['name']}/best.yaml." if results["best"] else "No trial is done."
     return f"{len(states)} trials: {counts}. {tokens} {again}"
 
 
 def _csv(trials: list[dict[str, Any]]) -> str:
     fields = list(dict.fromkeys(name for t in trials for name in t["point"]))
-    metrics = list(dict.fromkeys(name for t in trials for name in t["metrics"]))
+    metrics = metric_names(t["metrics"] for t in trials)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["trial", "state", "progress", "seconds", *fields, *metrics])

@@ -1,93 +1,96 @@
-"""TODO: docstring."""
+"""The plots of a sweep's report."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from raykd.recipe.space import AT_THE_END
-from raykd.report.plots import PLAIN
-from raykd.report.render import svg
+from raykd.report.figures import drawn_plots, svg
+from raykd.report.render import Plot, short_value
+
+BEST, OTHERS = "#e45756", "#4c78a8"  # colours of the best trials and of others
 
 
-def sweep_plots(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """Titles and inline SVG; those that have something to show."""
-    try:
-        import matplotlib
-    except ImportError:
-        return [("Plots", "<p>matplotlib is not installed: no plots.</p>")]
-    with matplotlib.rc_context(PLAIN):
-        made = [
-            ("Parallel coordinates", _coordinates(found)),
-            ("The front", _trade(found)),
-            ("While they trained", _curves(found)),
-            ("Importance", _bars(found["importance"])),
-        ]
-    return [(title, picture) for title, picture in made if picture]
+def sweep_plots(results: dict[str, Any]) -> list[Plot]:
+    """The plots that have something to show."""
+    return drawn_plots(
+        {
+            "Parallel coordinates": lambda: _coordinates(results),
+            "The front": lambda: _front(results),
+            "While they trained": lambda: _curves(results),
+            "Importance": lambda: _importance(results["importance"]),
+        }
+    )
 
 
-def _coordinates(found: dict[str, Any]) -> str:
+def _coordinates(results: dict[str, Any]) -> str:
     """A line per trial through its fields to its goals; the best in red, those that were stopped dashed."""
     from matplotlib.figure import Figure
 
-    goals = [metric for metric, _ in found["goals"]]
-    done = [t for t in found["trials"] if goals[0] in t["metrics"]]
-    fields = list(dict.fromkeys(name for t in done for name in t["point"]))
-    if len(done) < 2:
+    goals = [goal.metric for goal in results["goals"]]
+    trials = [t for t in results["trials"] if goals[0] in t["metrics"]]
+    if len(trials) < 2:
         return ""
-    axes_of = [*fields, *goals]
-    figure = Figure(figsize=(max(6.0, 1.6 * len(axes_of)), 4))
+    names = [*dict.fromkeys(name for t in trials for name in t["point"]), *goals]  # of the vertical axes
+    figure = Figure(figsize=(max(6.0, 1.6 * len(names)), 4))
     axes = figure.add_subplot()
-    places: dict[str, dict[str, float]] = {}  # of each axis the height of each trial
-    for at, name in enumerate(axes_of):
-        values = {t["id"]: (t["metrics"] if name in goals else t["point"]).get(name) for t in done}
-        places[name], ticks = _heights(values)
-        for height, text in ticks:
-            axes.annotate(text, (at, height), xytext=(3, 0), textcoords="offset points", fontsize=7, va="center")
-        axes.axvline(at, color="#999", linewidth=0.8)
-    best = found["front"] or [found["best"]]
-    for t in sorted(done, key=lambda t: t["id"] in best):
-        colour, width = ("#e45756", 2.0) if t["id"] in best else ("#4c78a8", 0.8)
-        at = [(i, places[name][t["id"]]) for i, name in enumerate(axes_of) if t["id"] in places[name]]
+    heights: dict[str, dict[str, float]] = {}  # by axis, of each trial
+    for x, name in enumerate(names):
+        axis = _axis({t["id"]: (t["metrics"] if name in goals else t["point"]).get(name) for t in trials})
+        heights[name] = axis.heights
+        for height, text in axis.ticks:
+            axes.annotate(text, (x, height), xytext=(3, 0), textcoords="offset points", fontsize=7, va="center")
+        axes.axvline(x, color="#999", linewidth=0.8)
+    best = results["front"] or [results["best"]]
+    for t in sorted(trials, key=lambda t: t["id"] in best):
+        colour, width = (BEST, 2.0) if t["id"] in best else (OTHERS, 0.8)
+        points = [(x, heights[name][t["id"]]) for x, name in enumerate(names) if t["id"] in heights[name]]
         dash = "-" if t["state"] == "done" else ":"
-        axes.plot(*zip(*at, strict=True), color=colour, linewidth=width, linestyle=dash, alpha=0.8)
-    axes.set_xticks(range(len(axes_of)), [name.removeprefix("student.training.") for name in axes_of], rotation=20)
+        axes.plot(*zip(*points, strict=True), color=colour, linewidth=width, linestyle=dash, alpha=0.8)
+    axes.set_xticks(range(len(names)), [name.removeprefix("student.training.") for name in names], rotation=20)
     axes.set_yticks([])
     axes.set_ylim(-0.05, 1.05)
-    for side in axes.spines.values():
-        side.set_visible(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
     return svg(figure)
 
 
-def _heights(values: dict[str, Any]) -> tuple[dict[str, float], list[tuple[float, str]]]:
-    """Places from 0 to 1 of the trials that have a value, and what is written beside the axis."""
-    known = {name: value for name, value in values.items() if value is not None}
+class _Axis(NamedTuple):
+    """A vertical axis: the heights, 0 to 1, of the trials that have a value, and what is written beside it where."""
+
+    heights: dict[str, float]
+    ticks: list[tuple[float, str]]
+
+
+def _axis(values: dict[str, Any]) -> _Axis:
+    """The axis of a field's values by trial; logarithmic where they are positive and spread over a factor of ten."""
+    known = {trial: value for trial, value in values.items() if value is not None}
     numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in known.values())
     if numeric and known:
         low, high = min(known.values()), max(known.values())
         scale = math.log if low > 0 and high / low > 10 else float
         span = scale(high) - scale(low) or 1.0
-        return {n: (scale(v) - scale(low)) / span for n, v in known.items()}, [
-            (0.0, shown_value(low)),
-            (1.0, shown_value(high)),
-        ]
-    names = sorted({shown_value(v) for v in known.values()})
-    height = {text: (i / (len(names) - 1) if len(names) > 1 else 0.5) for i, text in enumerate(names)}
-    return {n: height[shown_value(v)] for n, v in known.items()}, [(h, text[:24]) for text, h in height.items()]
+        heights = {trial: (scale(v) - scale(low)) / span for trial, v in known.items()}
+        return _Axis(heights, [(0.0, short_value(low)), (1.0, short_value(high))])
+    texts = sorted({short_value(v) for v in known.values()})
+    height = {text: (i / (len(texts) - 1) if len(texts) > 1 else 0.5) for i, text in enumerate(texts)}
+    ticks = [(h, text[:24]) for text, h in height.items()]
+    return _Axis({trial: height[short_value(v)] for trial, v in known.items()}, ticks)
 
 
-def _trade(found: dict[str, Any]) -> str:
-    """The first goal against the second; those on the front in colour."""
+def _front(results: dict[str, Any]) -> str:
+    """The first goal against the second; the trials on the front in red. Empty for a single goal."""
     from matplotlib.figure import Figure
 
-    if len(found["goals"]) < 2:
+    if len(results["goals"]) < 2:
         return ""
-    (first, _), (second, _) = found["goals"][:2]
+    first, second = (goal.metric for goal in results["goals"][:2])
     figure = Figure(figsize=(6, 4))
     axes = figure.add_subplot()
-    for t in found["trials"]:
+    for t in results["trials"]:
         if t["state"] == "done" and first in t["metrics"] and second in t["metrics"]:
-            colour = "#e45756" if t["id"] in found["front"] else "#4c78a8"
+            colour = BEST if t["id"] in results["front"] else OTHERS
             axes.plot(t["metrics"][second], t["metrics"][first], "o", color=colour)
     axes.set_xlabel(second)
     axes.set_ylabel(first)
@@ -95,20 +98,20 @@ def _trade(found: dict[str, Any]) -> str:
     return svg(figure)
 
 
-def _curves(found: dict[str, Any]) -> str:
+def _curves(results: dict[str, Any]) -> str:
     """The first goal of each trial as it trained; where a line ends early its trial was stopped."""
     from matplotlib.figure import Figure
 
-    metric = found["goals"][0][0]
+    metric = results["goals"][0].metric
     if metric in AT_THE_END:
         return ""
     figure = Figure(figsize=(9, 4))
     axes = figure.add_subplot()
-    for t in found["trials"]:
+    for t in results["trials"]:
         points = [(line["progress"], line[metric]) for line in t["curve"] if metric in line and "progress" in line]
         if points:
-            best = t["id"] == found["best"]
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=2 if best else 1, label=t["id"])
+            width = 2 if t["id"] == results["best"] else 1
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=width, label=t["id"])
     if not axes.lines:
         return ""
     axes.set_xlabel("percent of the training")
@@ -118,18 +121,15 @@ def _curves(found: dict[str, Any]) -> str:
     return svg(figure)
 
 
-def _bars(importance: dict[str, float]) -> str:
+def _importance(shares: dict[str, float]) -> str:
+    """A bar per field; empty where nothing is known."""
     from matplotlib.figure import Figure
 
-    if not importance:
+    if not shares:
         return ""
-    figure = Figure(figsize=(6, 0.6 + 0.3 * len(importance)))
+    figure = Figure(figsize=(6, 0.6 + 0.3 * len(shares)))
     axes = figure.add_subplot()
-    names = list(importance)[::-1]
-    axes.barh([name.removeprefix("student.training.") for name in names], [100 * importance[n] for n in names])
+    names = list(shares)[::-1]
+    axes.barh([name.removeprefix("student.training.") for name in names], [100 * shares[n] for n in names])
     axes.set_xlabel("percent")
     return svg(figure)
-
-
-def shown_value(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

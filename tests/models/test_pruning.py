@@ -11,7 +11,7 @@ from raykd.models.files import check_model, is_encoder_decoder, parameter_count
 from raykd.models.load import load_model
 from raykd.models.tokenizers import load_tokenizer
 from raykd.recipe.models import Checkpoint, FromConfig, Pruned
-from raykd.report.sections import _model
+from raykd.report.sections import model_text
 
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
 SIDES = {"d_model": 16, "encoder_layers": 3, "decoder_layers": 4, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
@@ -202,6 +202,6 @@ def test_attention_that_knows_its_layers_number_is_not_renumbered(folders, tmp_p
 
 
 def test_the_report_names_what_was_kept():
-    assert _model(Pruned(kind="pruned", path="big", layers=[0, 2])) == "layers 0, 2 of big"
+    assert model_text(Pruned(kind="pruned", path="big", layers=[0, 2])) == "layers 0, 2 of big"
     both = Pruned(kind="pruned", path="big", encoder_layers=[0], decoder_layers=[1, 2])
-    assert _model(both) == "encoder layers 0 and decoder layers 1, 2 of big"
+    assert model_text(both) == "encoder layers 0 and decoder layers 1, 2 of big"
