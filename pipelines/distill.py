@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from raykd.data.examples import Example, Lineage
+from raykd.data.sources import StoredSource
 from raykd.data.splits import Splits
 from raykd.recipe.methods import Distill
 from raykd.run.manifests import StageAbout
@@ -21,7 +22,6 @@ from raykd.stages.rows import read_rows
 from raykd.stages.schedule import train_while_labelling
 from raykd.stages.select import select_pseudo_targets
 from raykd.stages.train import TrainedModel, TrainingData, train_students
-from raykd.training.sources import StoredSource
 
 STUDENT = "distilled"  # the training of the method's student
 ARM = StageAbout(arm="distilled", own=True)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from pipelines import distill
 from raykd.data.examples import Example, Lineage, load_examples
+from raykd.data.sources import StoredSource
 from raykd.data.splits import Splits
 from raykd.recipe.methods import Mckd
 from raykd.recipe.models import Checkpoint
@@ -29,7 +30,6 @@ from raykd.stages.relabel import Relabelling, measure_memorisation, relabel_inpu
 from raykd.stages.rows import read_rows
 from raykd.stages.select import select_relabelled
 from raykd.stages.train import NextStage, TrainingData, TrainingRows, as_examples, joined, train_students
-from raykd.training.sources import StoredSource
 
 STUDENT = "mckd/final"  # the training of the method's student
 ARM = StageAbout(arm="mckd", own=True)

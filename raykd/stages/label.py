@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raykd.data import prompts
 from raykd.data.examples import Example
+from raykd.data.sources import StoredSource
 from raykd.engines.engine import EngineConfig
 from raykd.errors import RunError
 from raykd.models.files import content_hash, head_sizes, model_folder, parameter_count
@@ -31,7 +32,6 @@ from raykd.store.follow import PASS
 from raykd.store.open import open_store
 from raykd.store.payloads import choose_payload
 from raykd.store.store import Store
-from raykd.training.sources import StoredSource
 
 if TYPE_CHECKING:
     from raykd.cluster import generate

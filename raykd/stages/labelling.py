@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raykd.data.examples import SAVED_ROWS, Example, Lineage
+from raykd.data.sources import StoredSource
 from raykd.recipe.generation import Payload
 from raykd.recipe.roles import Student, Teacher
 from raykd.recipe.training import StoredOutputs, Training
@@ -18,7 +19,7 @@ from raykd.run.manifests import StageAbout
 from raykd.run.session import EVERY_ARM
 from raykd.store.read import read_texts
 from raykd.store.store import Store
-from raykd.training.sources import StoredSource, is_from
+from raykd.training.sources import is_from
 
 TEACHER_LINEAGE = Lineage("teacher")
 PROMPTS = pa.schema(

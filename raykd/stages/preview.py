@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 
 from raykd.data.examples import Example
+from raykd.data.sources import StoredSource
 from raykd.run.session import Session
 from raykd.stages.labelling import TEACHER_LINEAGE, read_samples
 from raykd.stages.rows import output_format
-from raykd.training.sources import StoredSource
 
 JUDGED_INPUTS, SHOWN_LINES = 1000, 8  # inputs whose pseudo-targets are judged; pseudo-targets that are shown
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from raykd import metrics
 from raykd.data.examples import Example, Lineage, load_examples
+from raykd.data.sources import StoredSource
 from raykd.errors import DataError
 from raykd.recipe.generation import TextPayload, TopKPayload
 from raykd.run.manifests import StageAbout
@@ -17,7 +18,6 @@ from raykd.run.session import Session
 from raykd.stages.label import label_inputs
 from raykd.stages.labelling import LabellingRequest, read_pseudo_targets
 from raykd.stages.partition import part_name
-from raykd.training.sources import StoredSource
 
 MEMORISATION_ROWS = 256  # rows of its own partition that a student labels again
 OWN = "own"  # the source that holds them

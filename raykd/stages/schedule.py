@@ -7,8 +7,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from raykd.data.sources import StoredSource
 from raykd.run.session import Session
-from raykd.training.sources import StoredSource
 
 Result = TypeVar("Result")
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from raykd import metrics
 from raykd.data import pseudo_targets
 from raykd.data.examples import Example, Lineage
+from raykd.data.sources import StoredSource
 from raykd.data.tasks.formats import Format
 from raykd.errors import DataError
 from raykd.recipe.methods import ConsistencyFilter
@@ -22,7 +23,6 @@ from raykd.run.session import Session
 from raykd.stages.label import label_inputs
 from raykd.stages.labelling import LabellingRequest, read_samples
 from raykd.stages.rows import json_lines, output_format
-from raykd.training.sources import StoredSource
 
 TEACHER = StageAbout(arm="teacher")
 

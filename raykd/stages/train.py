@@ -12,6 +12,7 @@ from typing import Any
 from raykd.data import pseudo_targets
 from raykd.data.examples import Example
 from raykd.data.prompts import PromptEncoder
+from raykd.data.sources import FileSource, StoredSource
 from raykd.data.splits import Splits
 from raykd.models.files import content_hash, is_encoder_decoder, model_folder
 from raykd.recipe.models import EndpointModel, FromConfig, Model
@@ -27,7 +28,6 @@ from raykd.stages.publish import write_model_card
 from raykd.stages.rows import file_digest, json_lines
 from raykd.stages.tokenizer import shared_tokenizer
 from raykd.training.job import MarkedSource, TrainingSpec
-from raykd.training.sources import FileSource, StoredSource
 
 TrainingRows = list[Example] | tuple[StoredSource, ...]
 

@@ -9,13 +9,13 @@ from conftest import T5, pairs, write_rows
 
 from raykd.cluster import resources, train
 from raykd.data.prompts import PromptEncoder
+from raykd.data.sources import FileSource
 from raykd.errors import ClusterError, TrainingError
 from raykd.recipe.cluster import Cluster, Workers
 from raykd.recipe.load import load_recipe
 from raykd.recipe.models import FromConfig
 from raykd.recipe.training import Training
 from raykd.training.job import MarkedSource, TrainingSpec
-from raykd.training.sources import FileSource
 
 
 def job(folder: Path, tokenizer: Path, **changes) -> TrainingSpec:

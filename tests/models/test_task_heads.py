@@ -6,6 +6,7 @@ import pytest
 from conftest import LETTERS, word, write_rows
 
 from raykd.data.prompts import PromptEncoder
+from raykd.data.sources import FileSource
 from raykd.engines.engine import EngineConfig, Rejected, open_engine
 from raykd.errors import DataError, EngineError
 from raykd.models import task_heads
@@ -15,9 +16,8 @@ from raykd.recipe.models import FromConfig
 from raykd.recipe.training import Training
 from raykd.store import payloads
 from raykd.store.schema import shard_table
-from raykd.training.job import TrainingSpec
+from raykd.training.job import MarkedSource, TrainingSpec
 from raykd.training.loop import train
-from raykd.training.sources import FileSource
 
 BERT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 BERT |= {"max_position_embeddings": 32, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -49,12 +49,10 @@ def job(folder, tokenizer, task, lines=None, **changes):
         model=FromConfig(kind="config", model_type="bert", settings=BERT),
         tokenizer=str(tokenizer),
         training=Training(**{**settings, "dev_metrics": ["exact_match"], **changes}),
-        source=FileSource(str(write_rows(folder / "rows.jsonl", lines or rows(task)))),
-        dev=None,
+        rows=MarkedSource(FileSource(str(write_rows(folder / "rows.jsonl", lines or rows(task)))), "rows"),
         student=PromptEncoder(str(tokenizer), "{input}", task=task, labels=labels),
         folder=str(folder / "train"),
         tokens=str(folder / "tokens"),
-        marks=("rows", ""),
         seed=1,
         threads=1,
     )

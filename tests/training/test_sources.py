@@ -10,13 +10,14 @@ from conftest import write_rows
 
 from raykd.data import prompts
 from raykd.data.examples import chunk_order, save_rows
+from raykd.data.sources import FileSource, StoredSource
 from raykd.engines.engine import PseudoTarget
 from raykd.recipe.generation import TextPayload
 from raykd.stages.labelling import PROMPTS
 from raykd.store.open import open_store
 from raykd.store.schema import shard_table
 from raykd.store.write import write_shard
-from raykd.training.sources import FileSource, StoredSource, chunks_of, read_file, read_store
+from raykd.training.sources import chunks_of, read_file, read_store
 
 NAMES = ["part-0"] * 20 + ["part-1"] * 20 + ["test"] * 7 + ["gold"] * 3
 
