@@ -1,7 +1,7 @@
 """Metrics: texts in, a number out.
 
-A metric is `metric(predictions, references) -> float`, with a list of right answers per prediction. Rates are in
-percent. Every metric raises DataError where there is nothing to score.
+A metric is `metric(predictions, references) -> float`, with a list of references per prediction. Rates are in percent.
+Every metric raises DataError where there is nothing to score.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def get(name: str) -> Metric:
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(METRICS)}, or module:function"
         raise RecipeError(f"metrics: unknown metric {name!r}; {hint}")
     try:
-        found: Metric | None = getattr(importlib.import_module(module), function, None)
+        metric: Metric | None = getattr(importlib.import_module(module), function, None)
     except (ImportError, ValueError) as error:  # ValueError: an empty module name
         raise RecipeError(f"metrics: {name}: {error}") from None
-    if not callable(found):
+    if not callable(metric):
         raise RecipeError(f"metrics: {name}: {module} has no function {function}")
-    return found
+    return metric
 
 
 def lower_is_better(metric: str) -> bool:

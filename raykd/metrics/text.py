@@ -1,4 +1,4 @@
-"""Metrics on texts. Tokens are what blanks separate."""
+"""Metrics of texts. Tokens are what blanks separate."""
 
 from __future__ import annotations
 
@@ -6,40 +6,43 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 from raykd.errors import DataError
+from raykd.metrics.counts import check_references
 
 
 def phoneme_error_rate(predictions: list[str], references: list[list[str]]) -> float:
-    """Phoneme error rate in percent: token edits over tokens of the right answers, both summed over all rows.
+    """Phoneme error rate in percent: token edits over tokens of the references, both summed over all rows.
 
-    Of several right answers the nearest counts (as in Yao and Zweig, Interspeech 2015): here the one with the
-    fewest edits per token. It can exceed 100.
+    Of several references the nearest counts (as in Yao and Zweig, Interspeech 2015): the one with the fewest edits per
+    token. The rate can exceed 100. Raises DataError where all references are empty.
     """
-    _check(predictions, references)
+    check_references(predictions, references)
     edits = tokens = 0
-    for prediction, right in zip(predictions, references, strict=True):
-        row_edits, row_tokens = _nearest(prediction.split(), [answer.split() for answer in right])
+    for prediction, of_row in zip(predictions, references, strict=True):
+        row_edits, row_tokens = _nearest(prediction.split(), [reference.split() for reference in of_row])
         edits += row_edits
         tokens += row_tokens
     if tokens == 0:
-        raise DataError("phoneme_error_rate: the right answers are all empty")
+        raise DataError("phoneme_error_rate: the references are all empty")
     return 100 * edits / tokens
 
 
 def word_error_rate(predictions: list[str], references: list[list[str]]) -> float:
-    """Share of rows, in percent, whose tokens are none of the right answers'.
+    """Share of rows, in percent, whose tokens are those of no reference.
 
     This is the word error rate of grapheme-to-phoneme conversion, where a row is a word (Yao and Zweig 2015); it
     is not speech recognition's, which counts edits.
     """
-    _check(predictions, references)
-    wrong = sum(p.split() not in [r.split() for r in right] for p, right in zip(predictions, references, strict=True))
+    check_references(predictions, references)
+    rows = zip(predictions, references, strict=True)
+    wrong = sum(prediction.split() not in [r.split() for r in of_row] for prediction, of_row in rows)
     return 100 * wrong / len(predictions)
 
 
 def exact_match(predictions: list[str], references: list[list[str]]) -> float:
-    """Share of rows, in percent, whose text is one of the right answers; only surrounding blanks are ignored."""
-    _check(predictions, references)
-    hits = sum(p.strip() in [r.strip() for r in right] for p, right in zip(predictions, references, strict=True))
+    """Share of rows, in percent, whose text is one of the references; only surrounding blanks are ignored."""
+    check_references(predictions, references)
+    rows = zip(predictions, references, strict=True)
+    hits = sum(prediction.strip() in [r.strip() for r in of_row] for prediction, of_row in rows)
     return 100 * hits / len(predictions)
 
 
@@ -47,7 +50,7 @@ def bleu(predictions: list[str], references: list[list[str]]) -> float:
     """Corpus BLEU, 0 to 100, as sacrebleu computes it by default (13a tokens, exponential smoothing; Post 2018)."""
     import sacrebleu
 
-    _check(predictions, references)
+    check_references(predictions, references)
     return sacrebleu.BLEU().corpus_score(predictions, _streams(references)).score
 
 
@@ -55,18 +58,8 @@ def chrf(predictions: list[str], references: list[list[str]]) -> float:
     """Corpus chrF2, 0 to 100, as sacrebleu computes it by default (character 6-grams; Popović 2015)."""
     import sacrebleu
 
-    _check(predictions, references)
+    check_references(predictions, references)
     return sacrebleu.CHRF().corpus_score(predictions, _streams(references)).score
-
-
-def _check(predictions: list[str], references: list[list[str]]) -> None:
-    if not predictions:
-        raise DataError("no predictions to score")
-    if len(predictions) != len(references):
-        raise DataError(f"{len(predictions)} predictions, but right answers for {len(references)}")
-    for number, right in enumerate(references):
-        if not right:
-            raise DataError(f"prediction {number} has no right answer to be scored by")
 
 
 def _streams(references: list[list[str]]) -> list[Sequence[str]]:
@@ -74,9 +67,9 @@ def _streams(references: list[list[str]]) -> list[Sequence[str]]:
     return list(zip_longest(*references))
 
 
-def _nearest(predicted: list[str], right: list[list[str]]) -> tuple[int, int]:
-    """Edits to the nearest right answer, and its length in tokens; of equally near ones, the first."""
-    counts = [(edit_distance(predicted, answer), len(answer)) for answer in right]
+def _nearest(predicted: list[str], references: list[list[str]]) -> tuple[int, int]:
+    """Edits to the nearest reference, and its length in tokens; of equally near ones, the first."""
+    counts = [(edit_distance(predicted, reference), len(reference)) for reference in references]
     return min(counts, key=lambda c: c[0] / c[1] if c[1] else float("inf"))
 
 

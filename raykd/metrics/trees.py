@@ -1,7 +1,7 @@
-"""Metrics on constituency trees, for answers in the forms of `raykd.data.tasks.trees`.
+"""Metrics of constituency trees, for texts in the forms of `raykd.data.tasks.trees`.
 
-They ask for a gold tree with parts of speech among a row's right answers; `treebanks.penn` puts it there. Where there
-is none, the first right answer's brackets are right, and a word without a letter or digit is punctuation.
+They need a gold tree with parts of speech among a row's references; `raykd.data.tasks.penn` puts it there. Where there
+is none, the first reference's brackets are right, and a word without a letter or digit is punctuation.
 """
 
 from __future__ import annotations
@@ -9,34 +9,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from raykd.data.tasks.trees import (
-    ROOTS,
-    Bracket,
-    aligned,
-    brackets,
-    gold_tree,
-    leaves,
-    parse,
-    read,
-    release_repair,
-    release_words,
-)
+from raykd.data.tasks.release_trees import release_repair, release_words
+from raykd.data.tasks.trees import ROOTS, Bracket, aligned, brackets, gold_tree, leaves, parse, read
 from raykd.errors import DataError
-from raykd.metrics.text import _check
+from raykd.metrics.counts import Counts, check_references
 
-# words to the release's scorer; what has another part of speech it takes for punctuation
+# parts of speech that are words to the release's scorer; all others are punctuation to it
 WORDS = frozenset(
     "CC CD DT EX FW IN JJ JJR JJS LS MD NN NNS NNP NNPS PDT POS PRP PRP$ RB RBR RBS RP SYM TO UH VB VBD VBG VBN VBP VBZ"
     " WDT WP WP$ WRB".split()
 )
-DELETED = frozenset(", : `` '' .".split())  # COLLINS.prm's punctuation, of EVALB
-EQUAL = {"PRT": "ADVP"}  # labels that it takes for the same
+DELETED = frozenset(", : `` '' .".split())  # the parts of speech that EVALB deletes, by COLLINS.prm
+EQUAL = {"PRT": "ADVP"}  # labels that COLLINS.prm takes for the same
 
 
 @dataclass(frozen=True)
 class _Gold:
-    """What is right of a sentence: its words, which of them are words to the release and to EVALB, and its brackets."""
+    """A sentence's gold tree: its words, whether each is a word to the release and to EVALB, and its brackets."""
 
     words: list[str]
     release: list[bool]
@@ -44,14 +35,23 @@ class _Gold:
     brackets: list[Bracket]
 
 
+class _SentenceScores(NamedTuple):
+    """Scores of one sentence, 0 to 1."""
+
+    f1: float
+    precision: float
+    recall: float
+
+
 def release_bracket_f1(predictions: list[str], references: list[list[str]]) -> float:
     """Unlabelled bracket F1 of each sentence without punctuation, their mean in percent (Zhao et al. 2024's release).
 
-    Predictions are mended as the release does. One that is no tree, or of another number of words, scores 0; so does
-    every sentence of one word. Words are not compared.
+    Predictions are repaired as in the release. A prediction that is no tree, or has another number of words, scores 0;
+    so does every sentence of one word. Words are not compared.
     """
-    found = [_release(p, gold)[0] for p, gold in zip(predictions, _golds(predictions, references), strict=True)]
-    return 100 * sum(found) / len(found)
+    rows = zip(predictions, _golds(predictions, references), strict=True)
+    scores = [_release_scores(prediction, gold).f1 for prediction, gold in rows]
+    return 100 * sum(scores) / len(scores)
 
 
 def bracket_f1(predictions: list[str], references: list[list[str]]) -> float:
@@ -60,14 +60,13 @@ def bracket_f1(predictions: list[str], references: list[list[str]]) -> float:
     A prediction is aligned to the sentence's words, so that one wrong word costs little. Raises DataError where no
     sentence has a bracket.
     """
-    hits = said = right = 0
+    predicted = expected = common = 0
     for prediction, gold in zip(predictions, _golds(predictions, references), strict=True):
-        mine = _spans(aligned(gold.words, prediction), gold.evalb)
-        theirs = _spans(gold.brackets, gold.evalb)
-        hits, said, right = hits + len(mine & theirs), said + len(mine), right + len(theirs)
-    if right == 0:
-        raise DataError("no right answer has a bracket of two words")
-    return 100 * 2 * hits / (said + right)
+        spans, right = _spans(aligned(gold.words, prediction), gold.evalb), _spans(gold.brackets, gold.evalb)
+        predicted, expected, common = predicted + len(spans), expected + len(right), common + len(spans & right)
+    if expected == 0:
+        raise DataError("no reference has a bracket of two words")
+    return Counts(predicted, expected, common).f1
 
 
 def labelled_bracket_f1(predictions: list[str], references: list[list[str]]) -> float:
@@ -77,37 +76,34 @@ def labelled_bracket_f1(predictions: list[str], references: list[list[str]]) -> 
     sentence's, has no bracket and misses the gold ones; EVALB leaves such a sentence out. Raises DataError where no
     sentence has a bracket.
     """
-    hits, said, right = _labelled(predictions, references)
-    return 100 * 2 * hits / (said + right)
+    return _count_labelled(predictions, references).f1
 
 
 def labelled_bracket_precision(predictions: list[str], references: list[list[str]]) -> float:
     """Share of the predicted labelled brackets, in percent, that are right, as `labelled_bracket_f1` counts them."""
-    hits, said, _ = _labelled(predictions, references)
-    return 100 * hits / said if said else 0.0
+    return _count_labelled(predictions, references).precision
 
 
 def labelled_bracket_recall(predictions: list[str], references: list[list[str]]) -> float:
-    """Share of the right labelled brackets, in percent, that were predicted, as `labelled_bracket_f1` counts them."""
-    hits, _, right = _labelled(predictions, references)
-    return 100 * hits / right
+    """Share of the gold labelled brackets, in percent, that were predicted, as `labelled_bracket_f1` counts them."""
+    return _count_labelled(predictions, references).recall
 
 
-# ------------------------------------------------------------------------------------------- for a closer look
+# ------------------------------------------------------------------------------------------- for the report
 
 
 def label_recall(predictions: list[str], references: list[list[str]]) -> dict[str, tuple[int, int]]:
-    """By label: how many of its gold brackets the predictions have, whatever they call them, and how many there are.
+    """By label: how many of its gold brackets the predictions have, whatever their label, and how many there are.
 
-    As the release counts: mended predictions, without its punctuation, brackets of two words or more.
+    As the release counts: repaired predictions, without its punctuation, brackets of two words or more.
     """
     counts: dict[str, tuple[int, int]] = {}
     for prediction, gold in zip(predictions, _golds(predictions, references), strict=True):
-        said = _release_spans(prediction, gold)
-        for start, end, label in set(_moved(gold.brackets, gold.release)):
+        spans = _release_spans(prediction, gold) or set()
+        for start, end, label in set(_without(gold.brackets, gold.release)):
             if end - start > 1:
-                hits, all_ = counts.get(label, (0, 0))
-                counts[label] = hits + ((start, end) in (said or set())), all_ + 1
+                hits, of_label = counts.get(label, (0, 0))
+                counts[label] = hits + ((start, end) in spans), of_label + 1
     return counts
 
 
@@ -134,107 +130,133 @@ class Agreement:
     deciles: list[Decile]
 
 
+class _Agreed(NamedTuple):
+    """A sentence's F1 between teacher and student, and the F1 of each, 0 to 1."""
+
+    agreement: float
+    teacher_f1: float
+    student_f1: float
+
+
 def agreement(teacher: list[str], student: list[str], references: list[list[str]]) -> Agreement:
-    """Agreement of teacher and student on the same sentences, as the release reports it (its scorer's third mode)."""
+    """Agreement of teacher and student on the same sentences, as the release reports it (its scorer's third mode).
+
+    teacher, student: the predictions of each.
+    """
     golds = _golds(teacher, references)
-    _check(student, references)
-    rows: list[tuple[float, float, float]] = []
-    both = 0
-    for one, other, gold in zip(teacher, student, golds, strict=True):
-        mine, theirs = _release_spans(one, gold), _release_spans(other, gold)
-        both += mine is not None and theirs is not None
-        agreed = _f1(mine, theirs) if mine is not None and theirs is not None else 0.0
-        rows.append((agreed, _release(one, gold)[0], _release(other, gold)[0]))
-
-    def mean(part: Sequence[tuple], column: int) -> float:
-        return sum(row[column] for row in part) / len(part)
-
-    order = sorted(rows, key=lambda row: row[0])
-    ends = [round(len(order) * tenth / 10) for tenth in range(11)]
-    parts = [order[a:b] for a, b in zip(ends, ends[1:], strict=False) if b > a]
-    deciles = [
-        Decile(
-            *(len(part), mean(part, 0), mean(part, 1), mean(part, 2)),
-            *(sum(s > t for _, t, s in part), sum(s < t for _, t, s in part)),
+    check_references(student, references)
+    rows: list[_Agreed] = []
+    both_trees = 0
+    for of_teacher, of_student, gold in zip(teacher, student, golds, strict=True):
+        teacher_spans, student_spans = _release_spans(of_teacher, gold), _release_spans(of_student, gold)
+        agreed = 0.0
+        if teacher_spans is not None and student_spans is not None:
+            agreed = _f1(teacher_spans, student_spans)
+            both_trees += 1
+        rows.append(
+            _Agreed(
+                agreed,
+                _release_scores(of_teacher, gold).f1,
+                _release_scores(of_student, gold).f1,
+            )
         )
-        for part in parts
-    ]
-    return Agreement(mean(rows, 0), both, mean(rows, 1), mean(rows, 2), deciles)
+    order = sorted(rows, key=lambda row: row.agreement)
+    ends = [round(len(order) * tenth / 10) for tenth in range(11)]
+    whole = _decile(rows)
+    return Agreement(
+        mean=whole.agreement,
+        both_trees=both_trees,
+        teacher_f1=whole.teacher_f1,
+        student_f1=whole.student_f1,
+        deciles=[_decile(order[start:end]) for start, end in zip(ends, ends[1:], strict=False) if end > start],
+    )
+
+
+def _decile(rows: Sequence[_Agreed]) -> Decile:
+    return Decile(
+        rows=len(rows),
+        agreement=sum(row.agreement for row in rows) / len(rows),
+        teacher_f1=sum(row.teacher_f1 for row in rows) / len(rows),
+        student_f1=sum(row.student_f1 for row in rows) / len(rows),
+        better=sum(row.student_f1 > row.teacher_f1 for row in rows),
+        worse=sum(row.student_f1 < row.teacher_f1 for row in rows),
+    )
 
 
 # ------------------------------------------------------------------------------------------- counting
 
 
 def _golds(predictions: list[str], references: list[list[str]]) -> list[_Gold]:
-    _check(predictions, references)
-    return [_gold(right) for right in references]
+    check_references(predictions, references)
+    return [_gold(of_row) for of_row in references]
 
 
-def _gold(right: list[str]) -> _Gold:
-    tree = gold_tree(right)
+def _gold(references: list[str]) -> _Gold:
+    tree = gold_tree(references)
     if tree is None:
-        words, found = read(right[0])
+        words, of_reference = read(references[0])
         plain = [any(letter.isalnum() for letter in word) for word in words]
-        return _Gold(words, plain, plain, found)
+        return _Gold(words=words, release=plain, evalb=plain, brackets=of_reference)
     pairs = leaves(tree)
-    tags = [tag for _, tag in pairs]
     return _Gold(
-        [word for word, _ in pairs],
-        [tag in WORDS for tag in tags],
-        [tag not in DELETED for tag in tags],
-        brackets(tree),
+        words=[word for word, _ in pairs],
+        release=[tag in WORDS for _, tag in pairs],
+        evalb=[tag not in DELETED for _, tag in pairs],
+        brackets=brackets(tree),
     )
 
 
-def _moved(found: list[Bracket], kept: list[bool]) -> list[Bracket]:
-    """Brackets in places of the words that are kept; those of none are left out."""
+def _without(brackets: list[Bracket], is_word: list[bool]) -> list[Bracket]:
+    """Brackets in places of the words alone, without punctuation; brackets around no word are left out."""
     before = [0]
-    for keep in kept:
-        before.append(before[-1] + keep)
-    return [(before[a], before[b], label) for a, b, label in found if before[a] < before[b]]
+    for counts in is_word:
+        before.append(before[-1] + counts)
+    return [Bracket(before[a], before[b], label) for a, b, label in brackets if before[a] < before[b]]
 
 
-def _spans(found: list[Bracket], kept: list[bool]) -> set[tuple[int, int]]:
-    return {(start, end) for start, end, _ in _moved(found, kept) if end - start > 1}
+def _spans(brackets: list[Bracket], is_word: list[bool]) -> set[tuple[int, int]]:
+    """(first word, the word after the last) of the brackets around two words or more, in places of the words alone."""
+    return {(start, end) for start, end, _ in _without(brackets, is_word) if end - start > 1}
 
 
 def _release_spans(prediction: str, gold: _Gold) -> set[tuple[int, int]] | None:
-    """A mended prediction's brackets; None where it is no tree over as many words."""
-    mended = release_repair(" ".join(gold.words), prediction)
+    """The spans of a prediction repaired as in the release; None where it is no tree over as many words."""
+    repaired = release_repair(" ".join(gold.words), prediction)
     try:
-        words = release_words(mended)
+        words = release_words(repaired)
     except ValueError:
         return None
     if len(words) != len(gold.words):
         return None
-    return _spans(read(mended)[1], gold.release)
+    return _spans(read(repaired)[1], gold.release)
 
 
-def _release(prediction: str, gold: _Gold) -> tuple[float, float, float]:
-    """F1, precision and recall of a sentence, 0 to 1."""
-    said, right = _release_spans(prediction, gold), _spans(gold.brackets, gold.release)
-    hits = len(said & right) if said else 0
-    if not said or not hits:
-        return 0.0, 0.0, 0.0
-    return _f1(said, right), hits / len(said), hits / len(right)
+def _release_scores(prediction: str, gold: _Gold) -> _SentenceScores:
+    spans, right = _release_spans(prediction, gold), _spans(gold.brackets, gold.release)
+    hits = len(spans & right) if spans else 0
+    if not spans or not hits:
+        return _SentenceScores(0.0, 0.0, 0.0)
+    return _SentenceScores(_f1(spans, right), hits / len(spans), hits / len(right))
 
 
-def _f1(said: set, right: set) -> float:
-    return 2 * len(said & right) / (len(said) + len(right)) if said or right else 0.0
+def _f1(spans: set, right: set) -> float:
+    """F1 of two sets of spans, 0 to 1."""
+    return 2 * len(spans & right) / (len(spans) + len(right)) if spans or right else 0.0
 
 
-def _labelled(predictions: list[str], references: list[list[str]]) -> tuple[int, int, int]:
-    """How many labelled brackets are predicted and right, predicted, right."""
-    hits = said = right = 0
+def _count_labelled(predictions: list[str], references: list[list[str]]) -> Counts:
+    """The labelled brackets of all sentences. Raises DataError where no sentence has one."""
+    predicted = expected = common = 0
     for prediction, gold in zip(predictions, _golds(predictions, references), strict=True):
-        words, found = read(prediction)
-        mine = _counted(found if words == gold.words and _is_tree(prediction) else [], gold.evalb)
-        theirs = _counted(gold.brackets, gold.evalb)
-        hits += (mine & theirs).total()
-        said, right = said + mine.total(), right + theirs.total()
-    if right == 0:
-        raise DataError("no right answer has a bracket")
-    return hits, said, right
+        words, of_prediction = read(prediction)
+        is_right_tree = words == gold.words and _is_tree(prediction)
+        labelled = _labelled(of_prediction if is_right_tree else [], gold.evalb)
+        right = _labelled(gold.brackets, gold.evalb)
+        common += (labelled & right).total()
+        predicted, expected = predicted + labelled.total(), expected + right.total()
+    if expected == 0:
+        raise DataError("no reference has a bracket")
+    return Counts(predicted, expected, common)
 
 
 def _is_tree(prediction: str) -> bool:
@@ -244,6 +266,7 @@ def _is_tree(prediction: str) -> bool:
         return False
 
 
-def _counted(found: list[Bracket], kept: list[bool]) -> Counter[Bracket]:
-    moved = _moved([bracket for bracket in found if bracket[2] not in ROOTS], kept)
-    return Counter((start, end, EQUAL.get(label, label)) for start, end, label in moved)
+def _labelled(brackets: list[Bracket], is_word: list[bool]) -> Counter[Bracket]:
+    """How often there is each bracket, without roots and punctuation, its label as in COLLINS.prm."""
+    in_place = _without([bracket for bracket in brackets if bracket.label not in ROOTS], is_word)
+    return Counter(bracket._replace(label=EQUAL.get(bracket.label, bracket.label)) for bracket in in_place)

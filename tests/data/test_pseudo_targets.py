@@ -12,8 +12,8 @@ import pipelines.mckd
 from raykd import metrics
 from raykd.data import pseudo_targets
 from raykd.data.examples import Example, Lineage, save_examples
-from raykd.data.tasks import slots
 from raykd.data.tasks.formats import Format
+from raykd.data.tasks.interleaved import INTERLEAVED
 from raykd.errors import DataError
 from raykd.recipe.load import load_recipe
 from raykd.run.manifests import StageAbout
@@ -38,7 +38,6 @@ def test_of_equally_frequent_answers_the_surest_wins_then_the_first():
     assert pseudo_targets.vote([said("x", "a"), said("x", "a")]).lineage == Lineage("a", 1, 0, None, 1.0)
 
 
-INTERLEAVED = slots.INTERLEAVED
 ROUND = StageAbout(arm="mckd", own=True, round=1)
 RIGHT, WRONG = "play O it B-song", "play O"
 

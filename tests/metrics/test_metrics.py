@@ -90,9 +90,9 @@ def test_rows_may_have_different_numbers_of_references(metric):
 def test_what_cannot_be_scored_is_a_data_error(name):
     with pytest.raises(DataError, match="no predictions"):
         METRICS[name]([], [])
-    with pytest.raises(DataError, match="2 predictions, but right answers for 1"):
+    with pytest.raises(DataError, match="2 predictions, but references for 1"):
         METRICS[name](["a", "b"], [["a"]])
-    with pytest.raises(DataError, match="prediction 1 has no right answer"):
+    with pytest.raises(DataError, match="prediction 1 has no reference"):
         METRICS[name](["a", "b"], [["a"], []])
 
 

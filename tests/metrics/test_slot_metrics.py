@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from raykd.data.tasks.slots import interleaved, top
+from raykd.data.tasks.interleaved import interleaved
+from raykd.data.tasks.top import top
 from raykd.errors import DataError
 from raykd.metrics.slots import chunk_f1, chunk_precision, chunk_recall, intent_accuracy
 
@@ -38,7 +39,7 @@ def test_chunks_count_if_label_and_extent_are_right(gold, predicted, f1, precisi
 @pytest.mark.parametrize("metric", METRICS)
 def test_rows_without_a_slot_cannot_be_scored_alone(metric):
     for predicted in ("O O", "B-x O"):
-        with pytest.raises(DataError, match="no right answer has a slot"):
+        with pytest.raises(DataError, match="no reference has a slot"):
             metric([answer(predicted)], [[answer("O O")]])
     assert metric([answer("O O"), answer("B-x")], [[answer("O O")], [answer("B-x")]]) == 100
 
@@ -57,13 +58,13 @@ def test_scores_are_seqevals():
     assert scored > 40
 
 
-def test_the_forms_of_prediction_and_right_answer_may_differ():
+def test_the_forms_of_prediction_and_reference_may_differ():
     gold, predicted = "B-x I-x O B-y", "B-x I-x O B-x"
     scores = {chunk_f1([answer(predicted, one)], [[answer(gold, two)]]) for one in (interleaved, top) for two in (top,)}
     assert scores == {50.0}
 
 
-def test_a_prediction_is_aligned_to_the_words_of_the_first_right_answer():
+def test_a_prediction_is_aligned_to_the_words_of_the_first_reference():
     right = ["play O the O Edge B-artist of I-artist Glory I-artist now O", "play O"]
     for said, f1 in (
         ("play O the O edge B-artist of I-artist glory I-artist now O", 100),  # other spellings
@@ -76,12 +77,12 @@ def test_a_prediction_is_aligned_to_the_words_of_the_first_right_answer():
         assert chunk_f1([said], [right]) == f1
 
 
-def test_intents_are_right_if_one_of_the_right_answers_has_them():
+def test_intents_are_right_if_one_of_the_references_has_them():
     predictions = ["[IN:PlayMusic play ]", "PlayMusic", " GetWeather\n", "play O", ""]
     references = [["[IN:PlayMusic play it ]"], ["GetWeather", "PlayMusic"], ["GetWeather"], ["RateBook"], ["RateBook"]]
     assert intent_accuracy(predictions, references) == 60
     assert intent_accuracy(["[IN:playmusic play ]"], [["PlayMusic"]]) == 0
-    with pytest.raises(DataError, match="right answers to prediction 1 have no intent"):
+    with pytest.raises(DataError, match="references of prediction 1 have no intent"):
         intent_accuracy(["PlayMusic", "PlayMusic"], [["PlayMusic"], ["play O it O"]])
 
 
@@ -89,9 +90,9 @@ def test_intents_are_right_if_one_of_the_right_answers_has_them():
 def test_what_cannot_be_scored_is_a_data_error(metric):
     with pytest.raises(DataError, match="no predictions"):
         metric([], [])
-    with pytest.raises(DataError, match="2 predictions, but right answers for 1"):
+    with pytest.raises(DataError, match="2 predictions, but references for 1"):
         metric(["a", "b"], [["a B-x"]])
-    with pytest.raises(DataError, match="prediction 1 has no right answer"):
+    with pytest.raises(DataError, match="prediction 1 has no reference"):
         metric(["a", "b"], [["a B-x"], []])
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 
 from raykd import metrics
-from raykd.data.tasks.trees import gold_tree, invalid_labelled, labelled, leaves, unlabelled
+from raykd.data.tasks.labelled_trees import invalid_labelled, labelled
+from raykd.data.tasks.trees import gold_tree, leaves
+from raykd.data.tasks.unlabelled_trees import unlabelled
 from raykd.errors import DataError
 from raykd.metrics import trees as scores
 
@@ -24,8 +26,8 @@ CASES = [  # prediction, F1, precision, recall
 @pytest.mark.parametrize(("prediction", "f1", "precision", "recall"), CASES)
 def test_the_release_s_scores(prediction, f1, precision, recall):
     assert scores.release_bracket_f1([prediction], [[GOLD]]) == pytest.approx(100 * f1, abs=0.05)
-    found = scores._release(prediction, scores._gold([GOLD]))
-    assert found == pytest.approx((f1, precision, recall), abs=5e-4)
+    of_sentence = scores._release_scores(prediction, scores._gold([GOLD]))
+    assert of_sentence == pytest.approx((f1, precision, recall), abs=5e-4)
 
 
 def test_a_sentence_of_one_word_scores_nothing_in_the_release():
@@ -42,7 +44,7 @@ def test_brackets_over_all_sentences():
     assert scores.bracket_f1(["( ( The big dog ) barks loudly . )"], right) == pytest.approx(100 * 4 / 5)
     assert scores.bracket_f1(["( ( The big dog ) ( barks loudly ) . ) )"], right) == 100
     assert scores.bracket_f1(["( ( The large dog ) ( barks loudly ) . )"], right) == 100  # the words are aligned
-    with pytest.raises(DataError, match="no right answer has a bracket"):
+    with pytest.raises(DataError, match="no reference has a bracket"):
         scores.bracket_f1(["( yes )"], [["(FRAG (NN yes))"]])
 
 

