@@ -1,4 +1,4 @@
-"""Every error raykd raises on purpose. Each message is one line that a person can act on.
+"""Every error that raykd raises on purpose. Each message is one line that a person can act on.
 
 RaykdError
 ├── RecipeError    a recipe that cannot be run: names the field, the value found, the value expected
@@ -6,7 +6,7 @@ RaykdError
 ├── ModelError     a model or tokenizer that is missing or does not fit
 ├── StoreError     a pseudo-target store that is damaged or was written by something else
 ├── EngineError    an engine that cannot generate
-│   └── EngineDead   one that could, and died or hangs
+│   └── EngineDead   an engine that died or hangs
 ├── TrainingError  a training that cannot go on
 ├── ClusterError   more resources asked for than the cluster can have
 └── RunError       a run folder that holds another recipe, or no run at all

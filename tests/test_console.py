@@ -32,11 +32,11 @@ def test_a_terminal_has_live_bars_for_several_at_once():
         shown = os.read(main, 100_000).decode()
     for part in ("first", "second", "5/10", "20/20", "loss 1.0", "a line between", "steps/s"):
         assert part in shown
-    assert console.progress is None
+    assert console._progress is None
     os.close(main)
 
 
-def test_chatter_goes_to_its_file_and_the_screen_stays(tmp_path, capfd):
+def test_what_libraries_print_goes_to_its_file_and_the_console_stays(tmp_path, capfd):
     console = Console()
     with console.quiet(tmp_path / "logs" / "driver.log"):
         os.write(1, b"noise\n")
