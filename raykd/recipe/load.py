@@ -47,13 +47,13 @@ def parse_recipe(tree: dict[str, Any], where: str) -> Recipe:
     Raises RecipeError, in one line that names `where` they are from, for names that recipes had before and for what
     does not fit.
     """
-    lines = renamed_names(tree)
-    if not lines:
-        try:
-            return Recipe.model_validate(tree)
-        except ValidationError as error:
-            lines = [_one_line(details) for details in error.errors()]
-    raise RecipeError("; ".join(f"{where}: {line}" for line in lines))
+    old_names = renamed_names(tree)
+    if old_names:
+        raise RecipeError(f"{where}: {'; '.join(old_names)}")
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError("; ".join(f"{where}: {_one_line(details)}" for details in error.errors())) from None
 
 
 def changed_recipe(recipe: Recipe, changes: dict[str, Any], where: str) -> Recipe:

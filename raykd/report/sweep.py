@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raykd.errors import RunError
-from raykd.recipe.load import dump_recipe, load_recipe
+from raykd.recipe.load import dump_recipe, load_recipe, parse_recipe
 from raykd.recipe.recipe import Recipe
 from raykd.recipe.space import Objective
 from raykd.report.gather import TEACHER, arm_scores, json_object, log_lines
@@ -70,7 +70,7 @@ def gather_sweep(folder: Path) -> dict[str, Any]:
     Raises RunError for a damaged file of the sweep.
     """
     searched = json_object(folder / SEARCHED)
-    recipe = Recipe.model_validate(searched["recipe"])
+    recipe = parse_recipe(searched["recipe"], str(folder / SEARCHED))
     goals = [Objective(*goal) for goal in searched["goals"]]
     stopped = json_object(folder / RUNGS).get("stopped", [])
     names = [path.name for path in sorted((folder / "tune").glob("*")) if path.is_dir()]

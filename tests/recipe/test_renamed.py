@@ -10,6 +10,7 @@ from test_rules import GOLD, SMALL
 from raykd.errors import RecipeError
 from raykd.recipe.load import changed_recipe, dump_recipe, load_recipe, parse_recipe
 from raykd.recipe.renamed import RENAMED
+from raykd.report.sweep import SEARCHED, gather_sweep
 from raykd.run.folder import RunFolder
 
 CMUDICT = "{kind: function, function: 'raykd.tasks.pronunciation:cmudict', arguments: {part: test}}"
@@ -72,7 +73,7 @@ def test_all_old_names_are_in_one_line(small):
     with pytest.raises(RecipeError) as error:
         load_recipe(small, ["answers={}", "student.task=span", "student.learning_rat=1"])
     text = str(error.value)
-    assert text == f"{small}: student.task: renamed: extractive_qa; {small}: answers: renamed: pseudo_targets"
+    assert text == f"{small}: student.task: renamed: extractive_qa; answers: renamed: pseudo_targets"
 
 
 def test_changes_and_saved_settings_have_new_names_as_well(small):
@@ -96,3 +97,12 @@ def test_a_run_folder_of_the_old_words_is_refused_in_one_line_that_names_its_rec
     with pytest.raises(RecipeError) as error:
         RunFolder(folder).begin(recipe, print)
     assert str(error.value) == f"{folder}/recipe.yaml: answers: renamed: pseudo_targets"
+
+
+def test_a_sweep_of_the_old_words_is_refused_in_one_line_that_names_its_file(small, tmp_path):
+    recipe = load_recipe(small)
+    tree = {**recipe.model_dump(mode="json"), "answers": {}}
+    (tmp_path / SEARCHED).write_text(json.dumps({"space": "", "goals": [], "recipe": tree}))
+    with pytest.raises(RecipeError) as error:
+        gather_sweep(tmp_path)
+    assert str(error.value) == f"{tmp_path}/{SEARCHED}: answers: renamed: pseudo_targets"
