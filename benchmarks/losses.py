@@ -55,11 +55,13 @@ def inputs(args: argparse.Namespace) -> dict[str, torch.Tensor]:
 
 
 def raykd_chunked(x: dict[str, torch.Tensor], beta: float) -> torch.Tensor:
+    from raykd.losses.kinds import TokenLoss
     from raykd.losses.logits import HeadLogits
-    from raykd.losses.tokens import TokenLoss, token_losses
+    from raykd.losses.tokens import TokenBatch, token_losses
 
     sides = HeadLogits((x["hs"],), (x["ws"],)), HeadLogits((x["ht"],), (x["wt"],))
-    return token_losses([TokenLoss("jsd", options={"beta": beta})], sides[0], x["labels"], sides[1]).total
+    batch = TokenBatch(x["labels"], sides[1])
+    return token_losses([TokenLoss("jsd", options={"beta": beta})], sides[0], batch).total
 
 
 def plain(x: dict[str, torch.Tensor], beta: float) -> torch.Tensor:
@@ -76,12 +78,14 @@ def plain(x: dict[str, torch.Tensor], beta: float) -> torch.Tensor:
 
 
 def raykd_top_k(x: dict[str, torch.Tensor], beta: float) -> torch.Tensor:
+    from raykd.losses.kinds import TokenLoss
     from raykd.losses.logits import HeadLogits
     from raykd.losses.teachers import TopK
-    from raykd.losses.tokens import TokenLoss, token_losses
+    from raykd.losses.tokens import TokenBatch, token_losses
 
     known = TopK(x["ids"], x["logprobs"], "renormalise")
-    return token_losses([TokenLoss("forward_kl")], HeadLogits((x["hs"],), (x["ws"],)), x["labels"], known).total
+    batch = TokenBatch(x["labels"], known)
+    return token_losses([TokenLoss("forward_kl")], HeadLogits((x["hs"],), (x["ws"],)), batch).total
 
 
 def whole_top_k(x: dict[str, torch.Tensor], beta: float) -> torch.Tensor:

@@ -217,11 +217,11 @@ def run(arm: str, folder: Path) -> None:
 def raykd(arm: str, folder: Path, at: Path, task: dict, steps: int | None) -> dict:
     sys.path.insert(0, str(ROOT))
     from raykd.data.prompts import PromptEncoder
+    from raykd.data.sources import FileSource
     from raykd.recipe.models import Checkpoint
     from raykd.recipe.training import Training
-    from raykd.training.job import TrainingSpec
+    from raykd.training.job import MarkedSource, TrainingSpec
     from raykd.training.loop import train
-    from raykd.training.sources import FileSource
 
     at.mkdir(exist_ok=True)
     budget = BUDGETS[task["task"]]
@@ -239,21 +239,20 @@ def raykd(arm: str, folder: Path, at: Path, task: dict, steps: int | None) -> di
         max_target_tokens=1024,
     )
     start = str(folder / "start")
-    job = TrainingSpec(
+    spec = TrainingSpec(
         name="raykd",
         model=Checkpoint(kind="checkpoint", path=start),
         tokenizer=start,
         training=settings,
-        source=FileSource(str(folder / "train.jsonl")),
-        dev=FileSource(str(folder / "dev.jsonl")),
+        rows=MarkedSource(FileSource(str(folder / "train.jsonl")), "train"),
+        dev=MarkedSource(FileSource(str(folder / "dev.jsonl")), "dev"),
         student=PromptEncoder(start, "{input}", encoder=task["task"] != "instructions"),
         folder=str(at),
         tokens=str(folder / "tokens"),
-        marks=("train", "dev"),
         seed=0,
         threads=THREADS,
     )
-    result = train(job, lambda metrics, checkpoint: None)
+    result = train(spec, lambda metrics, checkpoint: None)
     stats = result["stats"]
     return {"steps": result["steps"], **{n: stats[n] for n in ("rows", "tokens", "seconds", "padding")}}
 
@@ -401,7 +400,8 @@ def dev_loss(model_folder: Path, folder: Path) -> float:
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    from raykd.losses.tokens import TokenLoss
+    from raykd.losses.kinds import TokenLoss
+    from raykd.losses.tokens import TokenBatch
     from raykd.models.tokenizers import encode_inputs, encode_targets, load_tokenizer
     from raykd.training import batches
     from raykd.training.student import Student
@@ -418,9 +418,10 @@ def dev_loss(model_folder: Path, folder: Path) -> float:
     student = Student(model)
     with torch.no_grad():
         for at in range(0, len(rows), 32):
-            here = slice(at, at + 32)
-            tensors = batches.collate(sources[here], targets[here], tokenizer.pad_token_id, not encoder)
-            term = student(tensors, tensors.pop("labels"), [TokenLoss("cross_entropy")]).terms["cross_entropy"]
+            rows_32 = slice(at, at + 32)
+            tensors = batches.collate(sources[rows_32], targets[rows_32], tokenizer.pad_token_id, not encoder)
+            batch = TokenBatch(tensors.pop("labels"))
+            term = student(tensors, [TokenLoss("cross_entropy")], batch).terms["cross_entropy"]
             total += torch.tensor([term.sum.item(), term.denominator.item()])
     return (total[0] / total[1]).item()
 

@@ -18,29 +18,30 @@ from raykd.run import remote
 if TYPE_CHECKING:
     from raykd.data.prompts import PromptEncoder
     from raykd.training.job import TrainingSpec
+    from raykd.training.teachers import TopKArrays
 
 
 class _Teacher:
-    """The actor: a frozen model."""
+    """The actor: a frozen model that gives its k most likely tokens."""
 
-    def __init__(self, reading: PromptEncoder, dtype: str, columns: int | None, k: int, threads: int):
+    def __init__(self, prompts: PromptEncoder, dtype: str, vocab_size: int | None, k: int, threads: int):
         import torch
 
         from raykd.training.teachers import InProcessTeacher
 
-        remote.fetch(reading.tokenizer)
+        remote.fetch(prompts.tokenizer)
         torch.set_num_threads(threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.teacher, self.k = InProcessTeacher(reading, dtype, device, columns), k
+        self.teacher, self.k = InProcessTeacher(prompts, dtype, device, vocab_size), k
 
-    def top_k(self, teacher: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def top_k(self, arrays: dict[str, np.ndarray]) -> TopKArrays:
         import torch
 
-        return self.teacher.top_k({name: torch.from_numpy(a.copy()) for name, a in teacher.items()}, self.k)
+        return self.teacher.top_k({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, self.k)
 
 
 class ActorScorer:
-    """`teaching.Scorer` over some actors, asked in turn. Can be sent to workers."""
+    """A `raykd.training.teachers.Scorer` over some actors, asked in turn. Can be sent to workers."""
 
     def __init__(self, actors: list[Any]):
         self.actors, self.turn = actors, itertools.count()
@@ -48,36 +49,38 @@ class ActorScorer:
     def __reduce__(self):
         return ActorScorer, (self.actors,)
 
-    def ask(self, teacher: dict[str, Any]) -> Any:
+    def ask(self, tensors: dict[str, Any]) -> ray.ObjectRef:
+        """Ask the next actor for its outputs at a `MicroBatch.teacher`; returns at once."""
         actor = self.actors[next(self.turn) % len(self.actors)]
-        return actor.top_k.remote({name: tensor.numpy() for name, tensor in teacher.items()})
+        return actor.top_k.remote({name: tensor.numpy() for name, tensor in tensors.items()})
 
-    def answer(self, asked: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return ray.get(asked)
+    def wait(self, request: ray.ObjectRef) -> TopKArrays:
+        """The outputs that were asked for."""
+        return ray.get(request)
 
 
 @contextmanager
-def scorers(job: TrainingSpec, cluster: Cluster) -> Iterator[ActorScorer | None]:
-    """The scorer that a job asks for, as long as it trains; None where it asks for none."""
+def scorers(spec: TrainingSpec, cluster: Cluster) -> Iterator[ActorScorer | None]:
+    """The scorer of a training whose teacher is remote, while the block runs; None for any other training."""
     from raykd.models.tokenizers import load_tokenizer, shared_vocab_size
 
-    wanted = job.training.teacher
-    if not job.training.needs_teacher() or not isinstance(wanted, RemoteOutputs) or job.teacher is None:
+    section = spec.training.teacher
+    if not spec.training.needs_teacher() or not isinstance(section, RemoteOutputs) or spec.teacher is None:
         yield None
         return
-    columns = shared_vocab_size(load_tokenizer(job.tokenizer), load_tokenizer(job.teacher.tokenizer))
-    place, count = cluster.teacher, cluster.teacher.bounds()[1]
-    custom = {name: amount for name, amount in place.resources.items() if name not in ("CPU", "GPU")}
-    made = ray.remote(_Teacher).options(
-        num_cpus=place.resources.get("CPU", 0),
-        num_gpus=place.resources.get("GPU", 0),
+    vocab_size = shared_vocab_size(load_tokenizer(spec.tokenizer), load_tokenizer(spec.teacher.tokenizer))
+    workers, count = cluster.teacher, cluster.teacher.bounds()[1]
+    custom = {name: amount for name, amount in workers.resources.items() if name not in ("CPU", "GPU")}
+    actor = ray.remote(_Teacher).options(
+        num_cpus=workers.resources.get("CPU", 0),
+        num_gpus=workers.resources.get("GPU", 0),
         resources=custom or None,
-        max_restarts=place.max_failures,
+        max_restarts=workers.max_failures,
         max_task_retries=-1,  # of a node that is just dying many tries fail; its deaths are bounded above
     )
-    threads = resources.threads(place.threads, 1 + count)
-    arguments = (job.teacher, wanted.dtype, columns, wanted.k, threads)
-    actors: list[Any] = [made.remote(*arguments) for _ in range(count)]
+    threads = resources.threads(workers.threads, 1 + count)
+    arguments = (spec.teacher, section.dtype, vocab_size, section.k, threads)
+    actors: list[Any] = [actor.remote(*arguments) for _ in range(count)]
     try:
         yield ActorScorer(actors)
     finally:

@@ -213,6 +213,11 @@ def easy_tokens(uncertainty_N: torch.Tensor, hard_share: float = 0.5) -> torch.T
     return uncertainty_N < uncertainty_N.kthvalue(at + 1).values
 
 
+def squared_error(student_N: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """(S - T)^2 of two predicted numbers, or of a prediction and a label: the loss of a regression."""
+    return (student_N - targets_N).square()
+
+
 def rest(logprobs_NE: torch.Tensor, at_N1: torch.Tensor) -> torch.Tensor:
     """log(1 - P(at)) as (N, 1), by summing the others."""
     return logprobs_NE.scatter(1, at_N1, -math.inf).logsumexp(1, keepdim=True)

@@ -7,7 +7,7 @@ gradient. Where the widths differ, `projection` makes the learned map that the s
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -16,6 +16,17 @@ from raykd.losses.divergences import forward_kl
 from raykd.losses.logits import wide
 from raykd.losses.teachers import LEAST
 from raykd.losses.tokens import Term
+
+
+class FeatureMask(NamedTuple):
+    """Which features `cross_correlation` teaches.
+
+    keep_D  (D,), from `draw_features`
+    mode    replace: the kept features alone. add: as the released code does, on top of all of them
+    """
+
+    keep_D: torch.Tensor
+    mode: Literal["replace", "add"] = "replace"
 
 
 def projection(student_width: int, teacher_width: int) -> nn.Module:
@@ -54,8 +65,7 @@ def cross_correlation(
     normalisation: Literal["paper", "release"] = "paper",
     off_diagonal: float = 0.005,
     epsilon: float = 1e-5,
-    keep_D: torch.Tensor | None = None,
-    masked: Literal["replace", "add"] = "replace",
+    mask: FeatureMask | None = None,
 ) -> Term:
     """One-to-one mapping (Saadi et al. 2023, section 3): sum (C_ii - 1)^2 + off_diagonal x sum_{i != j} C_ij^2.
 
@@ -65,8 +75,7 @@ def cross_correlation(
 
     normalisation  paper: C is divided by N, so that its entries are correlations. release: by N x D, as the
                    released code does, which leaves D - 2 sum C_ii / D of the loss and nothing of its second part
-    keep_D         which features are taught, from `draw_features`: the masked variant
-    masked         replace: the kept features alone. add: as the released code does, on top of all of them
+    mask           the masked variant
     """
     student_ND, teacher_ND = _same(student_ND, teacher_ND)
     tokens, width = student_ND.shape
@@ -81,15 +90,15 @@ def cross_correlation(
         return (diagonal - 1).square().sum() + off_diagonal * (c_DD.square().sum() - diagonal.square().sum())
 
     total = student_ND.new_zeros(())
-    if keep_D is None or masked == "add":
+    if mask is None or mask.mode == "add":
         total = total + loss(student_ND, teacher_ND)
-    if keep_D is not None:
-        total = total + loss(student_ND[:, keep_D], teacher_ND[:, keep_D])
+    if mask is not None:
+        total = total + loss(student_ND[:, mask.keep_D], teacher_ND[:, mask.keep_D])
     return Term(total, student_ND.new_ones(()))
 
 
 def draw_features(width: int, keep: float = 0.5, generator: torch.Generator | None = None) -> torch.Tensor:
-    """(width,) which features the masked variant teaches in a step, each with probability `keep`; one at least."""
+    """(width,) which features a step of the masked variant teaches, each with probability `keep`; one at least."""
     drawn = torch.rand(width, generator=generator)
     return (drawn < keep) | (drawn == drawn.min())
 

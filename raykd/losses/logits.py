@@ -1,4 +1,4 @@
-"""Logits that are not there yet: features and an output layer's weights, multiplied out a chunk of rows at a time."""
+"""Logits that are not multiplied out yet: features and an output layer's weights, a chunk of rows at a time."""
 
 from __future__ import annotations
 
@@ -25,23 +25,26 @@ class HeadLogits(NamedTuple):
     softcap: float | None = None
 
     @property
-    def columns(self) -> int:
+    def width(self) -> int:
+        """V: events per position, which are tokens, classes or positions of an input."""
         return len(self.weights[0])
 
     @property
     def rows(self) -> int:
+        """N: positions."""
         return len(self.features[0])
 
     def tensors(self) -> list[torch.Tensor]:
+        """What a gradient may be wanted of: features, weights, and the bias where there is one."""
         return [*self.features, *self.weights, *([] if self.bias is None else [self.bias])]
 
-    def cut(self, columns: int) -> HeadLogits:
-        """The first columns alone."""
-        bias = None if self.bias is None else self.bias[:columns]
-        return self._replace(weights=tuple(w[:columns] for w in self.weights), bias=bias)
+    def cut(self, width: int) -> HeadLogits:
+        """The first `width` columns alone."""
+        bias = None if self.bias is None else self.bias[:width]
+        return self._replace(weights=tuple(w[:width] for w in self.weights), bias=bias)
 
     def pick(self, rows_K: torch.Tensor) -> HeadLogits:
-        """The given rows alone; under autocast in its type, as a layer would compute."""
+        """These rows alone; under autocast in its type, as a layer would compute."""
         every = len(rows_K) == self.rows
         features, weights = [x if every else x[rows_K] for x in self.features], list(self.weights)
         kind = features[0].device.type
@@ -51,42 +54,42 @@ class HeadLogits(NamedTuple):
         return self._replace(features=tuple(features), weights=tuple(weights))
 
     def product(self, rows: slice) -> torch.Tensor:
-        """Of some rows, in float32 or wider, before scale and soft-cap."""
+        """(R, V) features times weights plus bias, of some rows, in float32 or wider, before scale and soft-cap."""
         raw, *more = [x[rows] @ w.T for x, w in zip(self.features, self.weights, strict=True)]
         for product in more:
             raw += product
         return wide(raw) if self.bias is None else wide(raw) + self.bias
 
     def finished(self, product: torch.Tensor) -> torch.Tensor:
-        """Logits of a product."""
+        """(R, V) logits of a product."""
         logits = product if self.scale == 1 else product * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
-    def add(self, gradients: Sequence[torch.Tensor | None], of: torch.Tensor, rows: slice) -> None:
-        """Add what the gradient of some rows' product means for each of `tensors`, where one is asked for."""
-        of_bias = gradients[-1] if self.bias is not None else None
-        if of_bias is not None:
-            of_bias += of.sum(0)
+    def add(self, gradients: Sequence[torch.Tensor | None], upstream_RV: torch.Tensor, rows: slice) -> None:
+        """Add to the gradients of `tensors`, where they are wanted, what the gradient of some rows' product gives."""
+        bias_gradient = gradients[-1] if self.bias is not None else None
+        if bias_gradient is not None:
+            bias_gradient += upstream_RV.sum(0)
         pairs = len(self.features)
-        of = of.to(self.features[0].dtype)
+        upstream_RV = upstream_RV.to(self.features[0].dtype)
         for i, (x, w) in enumerate(zip(self.features, self.weights, strict=True)):
             of_x, of_w = gradients[i], gradients[pairs + i]
             if of_x is not None:
-                of_x[rows] = of @ w
-            if of_w is not None and of_w.dtype == of.dtype:
-                of_w.addmm_(of.T, x[rows])
+                of_x[rows] = upstream_RV @ w
+            if of_w is not None and of_w.dtype == upstream_RV.dtype:
+                of_w.addmm_(upstream_RV.T, x[rows])
             elif of_w is not None:
                 for at in range(0, len(of_w), SLICE):
-                    of_w[at : at + SLICE] += of[:, at : at + SLICE].T @ x[rows]
+                    of_w[at : at + SLICE] += upstream_RV[:, at : at + SLICE].T @ x[rows]
 
 
 class Logits(NamedTuple):
-    """Logits that are there, behind the face of HeadLogits."""
+    """Logits that are multiplied out, with the methods of HeadLogits."""
 
     values_NV: torch.Tensor
 
     @property
-    def columns(self) -> int:
+    def width(self) -> int:
         return self.values_NV.shape[1]
 
     @property
@@ -96,8 +99,8 @@ class Logits(NamedTuple):
     def tensors(self) -> list[torch.Tensor]:
         return [self.values_NV]
 
-    def cut(self, columns: int) -> Logits:
-        return Logits(self.values_NV[:, :columns])
+    def cut(self, width: int) -> Logits:
+        return Logits(self.values_NV[:, :width])
 
     def pick(self, rows_K: torch.Tensor) -> Logits:
         return self if len(rows_K) == self.rows else Logits(self.values_NV[rows_K])
@@ -108,9 +111,9 @@ class Logits(NamedTuple):
     def finished(self, product: torch.Tensor) -> torch.Tensor:
         return product
 
-    def add(self, gradients: Sequence[torch.Tensor | None], of: torch.Tensor, rows: slice) -> None:
+    def add(self, gradients: Sequence[torch.Tensor | None], upstream_RV: torch.Tensor, rows: slice) -> None:
         if gradients[0] is not None:
-            gradients[0][rows] = of
+            gradients[0][rows] = upstream_RV
 
 
 def of_layer(layer: nn.Module, hidden_NH: torch.Tensor, scale: float = 1.0, softcap: float | None = None) -> HeadLogits:
@@ -131,7 +134,7 @@ def of_layer(layer: nn.Module, hidden_NH: torch.Tensor, scale: float = 1.0, soft
                 dropped = lora.lora_dropout[name](hidden_NH.to(lora.lora_A[name].weight.dtype))
                 features.append((lora.lora_A[name](dropped) * lora.scaling[name]).to(hidden_NH.dtype))
                 weights.append(lora.lora_B[name].weight)
-    return HeadLogits(tuple(features), tuple(weights), base.bias, scale, softcap)
+    return HeadLogits(tuple(features), tuple(weights), bias=base.bias, scale=scale, softcap=softcap)
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:

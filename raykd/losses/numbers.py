@@ -1,51 +1,50 @@
-"""Losses on predicted numbers: a regression, with targets, a teacher's predictions, or both."""
+"""Losses on predicted numbers: a regression, with labels, a teacher's predictions, or both."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
+from raykd.losses.kinds import LOSSES, TokenLoss
 from raykd.losses.logits import wide
-from raykd.losses.tokens import Result, Term, TokenLoss
-
-LOSSES = ("mse", "teacher_mse")  # against the target, against the teacher's prediction
+from raykd.losses.tokens import Result, Term, TokenBatch
 
 
-def number_losses(
-    losses: Sequence[TokenLoss],
-    student_N: torch.Tensor,
-    targets_N: torch.Tensor,
-    teacher: torch.Tensor | None = None,
-    *,
-    weights_N: torch.Tensor | None = None,
-    denominators: Mapping[str, float | torch.Tensor] | None = None,
-) -> Result:
+def number_losses(losses: Sequence[TokenLoss], student_N: torch.Tensor, batch: TokenBatch) -> Result:
     """Squared errors of N predictions, put together as `token_losses` does it: weights, denominators and terms alike.
 
-    teacher holds N predictions. Arithmetic is in float32, or in float64 where the predictions are. Raises ValueError
-    for a loss that is not one of LOSSES or has a temperature, and for sides of different sizes.
+    The batch's labels are N numbers, and its teacher is N predictions. Arithmetic is in float32, or in float64 where
+    the predictions are. Raises ValueError for a loss that is not one of a regression or has a temperature, and for a
+    teacher that is missing or has another number of predictions.
     """
-    names = [loss.name for loss in losses]
-    if not names or len(set(names)) < len(names) or not set(names) <= set(LOSSES):
-        raise ValueError(f"losses of a regression are {' and '.join(LOSSES)}, not {', '.join(names) or 'none'}")
-    if any(loss.temperature != 1 for loss in losses):
-        raise ValueError("the losses of a regression have no temperature")
-    if "teacher_mse" in names and teacher is None:
-        raise ValueError("teacher_mse needs the teacher's side")
+    _check(losses, batch)
     student_N = wide(student_N)
-    weights = torch.ones_like(student_N) if weights_N is None else weights_N.to(student_N.dtype)
+    weights_N = torch.ones_like(student_N) if batch.weights_N is None else batch.weights_N.to(student_N.dtype)
     total, terms, values = student_N.new_zeros(()), {}, {}
     for loss in losses:
-        against = targets_N if loss.name == "mse" else teacher
-        assert against is not None
-        if against.numel() != len(student_N):
-            raise ValueError(f"{loss.name}: {len(student_N)} predictions against {against.numel()} numbers")
-        error_N = (student_N - against.flatten().detach().to(student_N.dtype)).square()
-        value = (error_N * weights).sum()
-        over = (denominators or {loss.name: weights.sum()})[loss.name]
+        targets = batch.teacher if loss.definition.teacher else batch.labels
+        assert isinstance(targets, torch.Tensor)
+        if targets.numel() != len(student_N):
+            raise ValueError(f"{loss.name}: {len(student_N)} predictions against {targets.numel()} numbers")
+        error_N = loss.definition.values(student_N, targets.flatten().detach().to(student_N.dtype))
+        value, count = (error_N * weights_N).sum(), weights_N.sum()
+        over = (batch.denominators or {loss.name: count})[loss.name]
         over = torch.as_tensor(over, dtype=student_N.dtype, device=student_N.device)
         total = total + value * torch.where(over > 0, loss.weight / over, 0.0)
-        terms[loss.name] = Term(value.detach(), weights.sum())
-        values[loss.name] = error_N.detach().masked_fill(weights == 0, 0.0)
+        terms[loss.name] = Term(value.detach(), count)
+        values[loss.name] = error_N.detach().masked_fill(weights_N == 0, 0.0)
     return Result(total, terms, values)
+
+
+def _check(losses: Sequence[TokenLoss], batch: TokenBatch) -> None:
+    """Raises ValueError, in one line, for losses that a regression cannot have."""
+    names = [loss.name for loss in losses]
+    if not names or len(set(names)) < len(names) or not all(loss.definition.regression for loss in losses):
+        regression = " and ".join(name for name, kind in LOSSES.items() if kind.regression)
+        raise ValueError(f"losses of a regression are {regression}, not {', '.join(names) or 'none'}")
+    if any(loss.temperature != 1 for loss in losses):
+        raise ValueError("the losses of a regression have no temperature")
+    for loss in losses:
+        if loss.definition.teacher and batch.teacher is None:
+            raise ValueError(f"{loss.name} needs the teacher's side")

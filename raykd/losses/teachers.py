@@ -1,4 +1,4 @@
-"""The teacher's side of a token loss: what is known of its distribution, brought to events that both models share."""
+"""The teacher's outputs for a token loss: what is known of its distribution, brought to events of both models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from raykd.losses.logits import HeadLogits, Logits, wide
 
-LEAST = -1e30  # log-probability of a token that both sides leave out: far from overflow, and its probability is 0
+LEAST = -1e30  # log-probability of a token that both models leave out: far from overflow, and its probability is 0
 TAIL = 1e-3  # the mass that tail="refuse" tolerates: half-precision log-probabilities round
 
 
@@ -32,7 +32,7 @@ class TopK(NamedTuple):
     def rows(self) -> int:
         return len(self.ids)
 
-    def pick(self, rows_K: torch.Tensor) -> TopK:
+    def pick(self, rows_K: torch.Tensor | slice) -> TopK:
         target = None if self.target_logprobs is None else self.target_logprobs[rows_K]
         return TopK(self.ids[rows_K], self.logprobs[rows_K], self.tail, target)
 
@@ -47,30 +47,40 @@ class Sampled(NamedTuple):
     def rows(self) -> int:
         return len(self.ids)
 
-    def pick(self, rows_K: torch.Tensor) -> Sampled:
+    def pick(self, rows_K: torch.Tensor | slice) -> Sampled:
         return Sampled(self.ids[rows_K], self.counts[rows_K])
 
 
-Side = Logits | HeadLogits | TopK | Sampled
-Events = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # student_NE, teacher_NE, at_N
+TeacherOutputs = Logits | HeadLogits | TopK | Sampled
+
+
+class Events(NamedTuple):
+    """Log-probabilities of student and teacher over E common events, and the place of the label among them."""
+
+    student_NE: torch.Tensor
+    teacher_NE: torch.Tensor
+    at_N: torch.Tensor
 
 
 def dense(
-    logits_NV: torch.Tensor, teacher_NV: torch.Tensor, labels_N: torch.Tensor, temperature: float, cut: bool
+    logits_NV: torch.Tensor, teacher_NV: torch.Tensor, labels_N: torch.Tensor, temperature: float, cut_infinite: bool
 ) -> Events:
-    """Every token is an event. `cut` leaves out, row by row, tokens to which the teacher gives no probability."""
-    nowhere = teacher_NV == -math.inf if cut else None
-    if nowhere is not None:
-        logits_NV = logits_NV.masked_fill(nowhere, -math.inf)
+    """Every token is an event. `cut_infinite` leaves out, row by row, those that the teacher makes impossible."""
+    impossible = teacher_NV == -math.inf if cut_infinite else None
+    if impossible is not None:
+        logits_NV = logits_NV.masked_fill(impossible, -math.inf)
     student = _tempered(logits_NV, temperature).log_softmax(1)
     teacher = _tempered(teacher_NV, temperature).log_softmax(1)
-    if nowhere is not None:
-        student, teacher = student.masked_fill(nowhere, LEAST), teacher.masked_fill(nowhere, LEAST)
-    return student, teacher, labels_N
+    if impossible is not None:
+        student, teacher = student.masked_fill(impossible, LEAST), teacher.masked_fill(impossible, LEAST)
+    return Events(student, teacher, labels_N)
 
 
 def top_k(logits_NV: torch.Tensor, known: TopK, labels_N: torch.Tensor, temperature: float, target: bool) -> Events:
-    """The teacher's k tokens are events, and the rest together is one; `target` makes the label one of the k."""
+    """The teacher's k tokens are events, and the rest together is one; `target` makes the label one of the k.
+
+    Raises ValueError for a label outside the k whose log-probability is not known, and for a tail that is refused.
+    """
     ids, teacher = known.ids.long(), wide(known.logprobs.detach()).to(logits_NV.dtype)
     at = ids == labels_N[:, None]
     if target:
@@ -81,23 +91,23 @@ def top_k(logits_NV: torch.Tensor, known: TopK, labels_N: torch.Tensor, temperat
                 "give target_logprobs, or a loss that needs no target"
             )
         if known.target_logprobs is not None:
-            mine = torch.where(missing, labels_N, ids[:, -1])[:, None]
-            its = torch.where(missing, known.target_logprobs.to(teacher.dtype), teacher[:, -1])[:, None]
-            ids, teacher = torch.cat([ids[:, :-1], mine], 1), torch.cat([teacher[:, :-1], its], 1)
+            last = torch.where(missing, labels_N, ids[:, -1])[:, None]
+            logprob = torch.where(missing, known.target_logprobs.to(teacher.dtype), teacher[:, -1])[:, None]
+            ids, teacher = torch.cat([ids[:, :-1], last], 1), torch.cat([teacher[:, :-1], logprob], 1)
             at = ids == labels_N[:, None]
-    held = teacher.logsumexp(1, keepdim=True)
-    tail = torch.log1p(-held.exp().clamp(max=1))
+    inside = teacher.logsumexp(1, keepdim=True)
+    tail = torch.log1p(-inside.exp().clamp(max=1))
     if known.tail == "refuse" and (tail > math.log(TAIL)).any():
         raise ValueError(f"up to {tail.exp().max().item():.3g} of the teacher's probability is outside its top-k")
     if known.tail != "bucket":
-        teacher, tail = teacher - held, torch.full_like(held, -math.inf)
+        teacher, tail = teacher - inside, torch.full_like(inside, -math.inf)
     else:
-        teacher = teacher - held.clamp(min=0)  # rounding of half precision can make the k more than everything
+        teacher = teacher - inside.clamp(min=0)  # rounding of half precision can make the k more than everything
     if ids.shape[1] == logits_NV.shape[1]:  # nothing is left outside
         student = logits_NV.gather(1, ids)
     else:
         student, teacher = _TopAndRest.apply(logits_NV, ids), torch.cat([teacher, tail], 1)
-    return (
+    return Events(
         _tempered(student, temperature).log_softmax(1),
         _tempered(teacher, temperature).log_softmax(1),
         at.int().argmax(1),
@@ -108,11 +118,11 @@ def sampled(logits_NV: torch.Tensor, known: Sampled, labels_N: torch.Tensor) -> 
     """The tokens drawn are events, with their shares of the draws as the teacher's probabilities."""
     counts = known.counts.to(logits_NV.dtype)
     shares = counts / counts.sum(1, keepdim=True)
-    return gathered(logits_NV, known.ids), shares.log(), labels_N
+    return Events(gathered(logits_NV, known.ids), shares.log(), labels_N)
 
 
 def gathered(logits_NV: torch.Tensor, ids_NE: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of some tokens."""
+    """(N, E) log-probabilities of some tokens, of (N, V) logits."""
     return _Gathered.apply(logits_NV, ids_NE.long())
 
 

@@ -1,7 +1,7 @@
-"""Checkpoints of a training, and the model that comes out of it. They load at any number of workers.
+"""Checkpoints of a training. They load at any number of workers.
 
 A checkpoint is a folder of `torch.distributed.checkpoint`, each worker's part written by itself, and
-`cursor-<rank>.json`: the sizes of what that worker wrote and, from the first, how far the training was.
+`cursor-<rank>.json`: the sizes of the files that this worker wrote and, from the first worker, the training's progress.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ from raykd.errors import TrainingError
 CURSOR = "cursor-{}.json"
 
 
-def save_checkpoint(folder: Path, student: Any, optimizer: Any, cursor: dict[str, Any], rank: int) -> None:
-    """Write this worker's part of a checkpoint into `folder`; all workers must call. Raises TrainingError."""
+def save_checkpoint(folder: Path, student: Any, optimizer: Any, progress: dict[str, Any], rank: int) -> None:
+    """Write this worker's part of a checkpoint into `folder`; all workers must call. Raises TrainingError.
+
+    `progress` is `Progress.state()`.
+    """
     weights, state = get_state_dict(student, optimizer, options=_options(student))
     try:
         with _quiet():
@@ -35,44 +38,47 @@ def save_checkpoint(folder: Path, student: Any, optimizer: Any, cursor: dict[str
                 {"model": weights, "optimizer": state}, checkpoint_id=str(folder), no_dist=not dist.is_initialized()
             )
         sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-        (folder / CURSOR.format(rank)).write_text(json.dumps({"sizes": sizes, **(cursor if rank == 0 else {})}))
+        (folder / CURSOR.format(rank)).write_text(json.dumps({"sizes": sizes, **(progress if rank == 0 else {})}))
     except Exception as error:  # DCP wraps what happened in its own kinds
         raise TrainingError(f"{folder}: the checkpoint cannot be written: {first_line(error)}") from None
 
 
 def best_step(folder: Path) -> int:
     """The step whose model was the best when a checkpoint was written."""
-    return _cursor(folder)["best_step"]
+    return _progress(folder)["best_step"]
 
 
-def _cursor(folder: Path) -> dict[str, Any]:
+def _progress(folder: Path) -> dict[str, Any]:
     return json.loads((folder / CURSOR.format(0)).read_text())
 
 
 def load_checkpoint(folder: Path, student: Any, optimizer: Any) -> dict[str, Any]:
-    """Load a checkpoint into a student and its optimizer; returns the cursor. Raises TrainingError if it is damaged."""
+    """Load a checkpoint into a student and its optimizer; returns its `Progress.state()`.
+
+    Raises TrainingError if it is damaged.
+    """
     try:
         for file in sorted(folder.glob(CURSOR.format("*"))):
             for name, size in json.loads(file.read_text())["sizes"].items():
-                found = (folder / name).stat().st_size if (folder / name).exists() else 0
-                if found != size:
-                    raise ValueError(f"{name} has {found} bytes, not the {size} that were written")
-        cursor = _cursor(folder)
+                present = (folder / name).stat().st_size if (folder / name).exists() else 0
+                if present != size:
+                    raise ValueError(f"{name} has {present} bytes, not the {size} that were written")
+        progress = _progress(folder)
         weights, state = get_state_dict(student, optimizer, options=_options(student))
-        held = {"model": weights, "optimizer": state}
+        parts = {"model": weights, "optimizer": state}
         with _quiet():
-            read_parts(held, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
+            read_parts(parts, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
         set_state_dict(
             student,
             optimizer,
-            model_state_dict=held["model"],
-            optim_state_dict=held["optimizer"],
+            model_state_dict=parts["model"],
+            optim_state_dict=parts["optimizer"],
             options=_options(student),
         )
     except Exception as error:
         raise TrainingError(f"{folder}: damaged checkpoint: {first_line(error)}") from None
-    del cursor["sizes"]
-    return cursor
+    del progress["sizes"]
+    return progress
 
 
 def _options(student: Any) -> StateDictOptions:
@@ -88,6 +94,7 @@ def _quiet():
 
 
 def first_line(error: BaseException) -> str:
+    """An error's message in one line; of several workers' errors the last one's."""
     inner = error
     for deeper in list(getattr(error, "failures", {}).values()):
         inner = deeper[0] if isinstance(deeper, tuple) else deeper

@@ -1,4 +1,4 @@
-"""TODO: docstring."""
+"""Global batches made ahead, by a thread, while the loop computes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from typing import Any
 from raykd.training.planner import BatchPlan, Cursor
 from raykd.training.sharder import BatchSharder, GlobalBatch, MicroBatch
 
-AHEAD = 2  # global batches that are ready before they are asked for
+AHEAD = 2  # global batches that are ready before the loop takes them
 PATIENCE = 5.0  # seconds for the thread that makes them to end; it may be waiting for a teacher
 
 
 class BatchLoader:
-    """Batches of a plan as tensors, made by a thread while the loop computes."""
+    """Batches of a plan as tensors, from a cursor on; `prepare` is called with each micro-batch as it is made.
 
-    def __init__(self, plan: BatchPlan, cutter: BatchSharder, cursor: Cursor, prepare: Callable[[MicroBatch], None]):
-        self.plan, self.cutter, self.cursor, self.prepare = plan, cutter, cursor, prepare
-        self.ready: queue.Queue[Any] = queue.Queue(AHEAD)
+    As a context it gives an iterator, which never ends and raises what went wrong in the thread.
+    """
+
+    def __init__(self, plan: BatchPlan, sharder: BatchSharder, cursor: Cursor, prepare: Callable[[MicroBatch], None]):
+        self.plan, self.sharder, self.cursor, self.prepare = plan, sharder, cursor, prepare
+        self.ready: queue.Queue[GlobalBatch | BaseException] = queue.Queue(AHEAD)
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._work, daemon=True)
 
@@ -38,28 +41,28 @@ class BatchLoader:
                 continue
 
     def _next(self) -> GlobalBatch:
-        got = self.ready.get()
-        if isinstance(got, BaseException):
-            raise got
-        return got
+        batch = self.ready.get()
+        if isinstance(batch, BaseException):
+            raise batch
+        return batch
 
     def _work(self) -> None:
         try:
-            for found, targets, epoch_progress, after in self.plan.from_(self.cursor):
-                batch = self.cutter.batch(found, targets, epoch_progress, after)
-                for micro in batch.micros:
-                    self.prepare(micro)
-                if self._put(batch):
+            for planned in self.plan.batches_from(self.cursor):
+                batch = self.sharder.batch(planned)
+                for micro_batch in batch.micro_batches:
+                    self.prepare(micro_batch)
+                if not self._put(batch):
                     return
         except BaseException as error:  # the loop raises it
             self._put(error)
 
-    def _put(self, thing: Any) -> bool:
-        """Whether the loop is over."""
+    def _put(self, item: Any) -> bool:
+        """Whether the loop goes on, and will take it."""
         while not self.over.is_set():
             try:
-                self.ready.put(thing, timeout=0.1)
-                return False
+                self.ready.put(item, timeout=0.1)
+                return True
             except queue.Full:
                 continue
-        return True
+        return False

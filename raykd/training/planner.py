@@ -1,7 +1,7 @@
-"""What the loop is fed: encoded rows as planned global batches, each cut for workers and micro-batches, made ahead.
+"""Which targets each global batch holds.
 
 The plan is a pure function of the rows, the seed and the cursor. It does not depend on the number of workers, on how
-batches are cut, or on when rows came to be there.
+batches are cut into micro-batches, or on when rows were written.
 """
 
 from __future__ import annotations
@@ -21,137 +21,160 @@ from raykd.training.sequences import targets_of_epoch
 
 
 class Cursor(NamedTuple):
-    """The next batch: of an epoch, of a window of it where the first epoch follows a teacher, and its number."""
+    """The next batch: its epoch, its window of a first epoch that follows a teacher, and its number there."""
 
     epoch: int = 0
     window: int = 0
-    at: int = 0
+    batch: int = 0
 
 
 class Lengths(NamedTuple):
-    """How padding is counted: by side for an encoder-decoder and an encoder with a head, else both in one."""
+    """How padding is counted.
 
-    sides: bool
+    apart  input and target are padded each on its own, as for an encoder-decoder and an encoder with a head; a causal
+           model reads both as one sequence
+    """
+
+    apart: bool
     task: Task = "generation"
 
-    def of(self, found: EncodedDataset, targets: np.ndarray) -> np.ndarray:
-        """(N, 2) or (N, 1) tokens."""
-        both = [found.source_lengths[found.row_of[targets]], found.target_lengths[targets]]
-        return np.stack(both if self.sides else [both[0] + both[1] - 1], axis=1)
+    def of(self, dataset: EncodedDataset, targets: np.ndarray) -> np.ndarray:
+        """(N, 2) tokens of inputs and targets, or (N, 1) tokens of both together."""
+        inputs, outputs = dataset.source_lengths[dataset.row_of[targets]], dataset.target_lengths[targets]
+        return np.stack([inputs, outputs] if self.apart else [inputs + outputs - 1], axis=1)
+
+
+class DevRows(NamedTuple):
+    """Rows to evaluate on: a dataset, and the numbers of its targets that count."""
+
+    dataset: EncodedDataset
+    targets: np.ndarray
+
+
+class PlannedBatch(NamedTuple):
+    """A global batch: numbers of targets of a dataset; epochs done after it; and the cursor after it."""
+
+    dataset: EncodedDataset
+    targets: np.ndarray
+    epoch_progress: float
+    next_cursor: Cursor
 
 
 class BatchPlan:
     """The global batches of a training, from a cursor on, for ever.
 
-    In a first epoch that follows a teacher they are planned chunk by chunk as the stream brings them; else over all.
-    dev is (set, targets) to judge by: of `dev`, or rows held out.
+    A first epoch that follows a teacher is planned window by window: each chunk of the stream, as it is written, is a
+    window. Every other epoch is planned over all rows at once.
+
+    dev            rows to evaluate on: those of the dev stream, or rows held out
+    held_out       numbers of rows held out; of a followed stream, in its first chunk that has rows
+    epoch_batches  batches of an epoch; 0 where the first one follows a teacher
     """
 
     def __init__(
         self,
-        encoding: EncodedStream,
+        stream: EncodedStream,
         training: Training,
         seed: int,
-        sides: bool,
-        chunks: int | None,
-        dev: EncodedStream | None,
+        lengths: Lengths,
+        windows: int | None = None,
+        dev: EncodedStream | None = None,
     ):
-        """`chunks`: how many the stream will have, where the first epoch follows it."""
-        self.encoding, self.training, self.seed, self.lengths = encoding, training, seed, Lengths(sides)
-        self.follows, self.windows, self.found = chunks is not None, chunks, None
+        """`windows`: chunks that the stream will have, where the first epoch follows it.
+
+        Raises DataError for too few rows.
+        """
+        self.stream, self.training, self.seed, self.lengths = stream, training, seed, lengths
+        self.follows, self.windows, self.epoch_batches = windows is not None, windows or 1, 0
         self.chunks: list[Chunk] = []
-        self.epoch_batches = 0
+        self.dataset: EncodedDataset | None = None  # of the whole stream
         if self.follows:
             while not any(chunk.rows for chunk in self.chunks):
                 self._wait()
         else:
-            self.chunks = encoding.reader.all(encoding.alive)
-        self.judging = next((i for i, chunk in enumerate(self.chunks) if chunk.rows), 0)  # whose rows are held out
-        first = EncodedDataset(self.chunks[: self.judging + 1] if self.follows else self.chunks)
-        self.held = np.zeros(0, np.int64)
+            self.chunks = stream.reader.all(stream.alive)
+        self.held_out_window = next((i for i, chunk in enumerate(self.chunks) if chunk.rows), 0)
+        first = EncodedDataset(self.chunks[: self.held_out_window + 1] if self.follows else self.chunks)
+        self.held_out = np.zeros(0, np.int64)
         if dev:
-            judged = EncodedDataset(dev.reader.all(dev.alive))
-            self.dev = (judged, judged.first[:-1])
+            dataset = EncodedDataset(dev.reader.all(dev.alive))
+            self.dev = DevRows(dataset, dataset.first[:-1])
         else:
-            self.held = _held(first, max(1, round(training.holdout * len(first))), seed)
-            self.dev = (first, self._chosen(first, self.held, 0))
-        if not len(self.dev[1]) or len(first) <= len(self.held):
-            counts = f"{len(first) - len(self.held)} rows to train on and {len(self.dev[1])} to judge by"
+            self.held_out = held_out_rows(first, max(1, round(training.holdout * len(first))), seed)
+            self.dev = DevRows(first, self._targets(first, self.held_out, 0))
+        if not len(self.dev.targets) or len(first) <= len(self.held_out):
+            counts = f"{len(first) - len(self.held_out)} rows to train on and {len(self.dev.targets)} to judge by"
             raise DataError(f"{counts} are too few")
         if not self.follows:
-            self._whole()
             self.epoch_batches = len(self._planned(Cursor())[1])
 
     @property
     def rows(self) -> int:
         """Rows to train on that are known so far."""
-        return sum(chunk.rows for chunk in self.chunks) - len(self.held)
+        return sum(chunk.rows for chunk in self.chunks) - len(self.held_out)
 
-    def from_(self, cursor: Cursor) -> Iterator[tuple[EncodedDataset, np.ndarray, float, Cursor]]:
-        """(set, its targets, epoch_progress, next cursor) of each global batch."""
+    def batches_from(self, cursor: Cursor) -> Iterator[PlannedBatch]:
+        """The global batches from a cursor on; waits for rows of a stream that is followed. Never ends."""
         while True:
-            found, planned = self._planned(cursor)
-            windows = self.windows if self._window(cursor) else 1
-            assert windows is not None
-            for at in range(cursor.at, len(planned)):
-                epoch_progress = cursor.epoch + (cursor.window + (at + 1) / len(planned)) / windows
-                done = at + 1 == len(planned)
-                if not done:
-                    after = cursor._replace(at=at + 1)
-                elif cursor.window + 1 < windows:
-                    after = Cursor(cursor.epoch, cursor.window + 1)
-                else:
-                    after = Cursor(cursor.epoch + 1)
-                yield found, planned[at], epoch_progress, after
-            cursor = (
-                Cursor(cursor.epoch, cursor.window + 1) if cursor.window + 1 < windows else Cursor(cursor.epoch + 1)
-            )
+            dataset, planned = self._planned(cursor)
+            windows = self.windows if self._follows(cursor) else 1
+            after_window = Cursor(cursor.epoch + 1)
+            if cursor.window + 1 < windows:
+                after_window = Cursor(cursor.epoch, cursor.window + 1)
+            for number in range(cursor.batch, len(planned)):
+                epoch_progress = cursor.epoch + (cursor.window + (number + 1) / len(planned)) / windows
+                last = number + 1 == len(planned)
+                after = after_window if last else cursor._replace(batch=number + 1)
+                yield PlannedBatch(dataset, planned[number], epoch_progress=epoch_progress, next_cursor=after)
+            cursor = after_window
 
-    def _window(self, cursor: Cursor) -> bool:
+    def _follows(self, cursor: Cursor) -> bool:
         return self.follows and cursor.epoch == 0
 
     def _planned(self, cursor: Cursor) -> tuple[EncodedDataset, list[np.ndarray]]:
-        if self._window(cursor):
+        """The batches of the cursor's window, or of its epoch, as numbers of the dataset's targets."""
+        if self._follows(cursor):
             while len(self.chunks) <= cursor.window:
                 self._wait()
-            found = EncodedDataset(self.chunks[cursor.window : cursor.window + 1])
-            held = self.held if cursor.window == self.judging else self.held[:0]
-            rows = np.setdiff1d(np.arange(len(found)), held)
+            dataset = EncodedDataset(self.chunks[cursor.window : cursor.window + 1])
+            held_out = self.held_out if cursor.window == self.held_out_window else self.held_out[:0]
         else:
-            found = self._whole()
-            rows = np.setdiff1d(np.arange(len(found)), self.held)
-        targets = self._chosen(found, rows, cursor.epoch)
+            dataset, held_out = self._whole(), self.held_out
+        rows = np.setdiff1d(np.arange(len(dataset)), held_out)
+        targets = self._targets(dataset, rows, cursor.epoch)
         if not len(targets):
-            return found, []
-        lengths, budget = self.lengths.of(found, targets), self.training.batch_tokens
+            return dataset, []
+        lengths, budget = self.lengths.of(dataset, targets), self.training.batch_tokens
         planned = batches.plan(lengths, budget, self.seed, cursor.epoch, cursor.window)
-        return found, [targets[batch] for batch in planned]
+        return dataset, [targets[batch] for batch in planned]
 
-    def _chosen(self, found: EncodedDataset, rows: np.ndarray, epoch: int) -> np.ndarray:
-        return targets_of_epoch(found, rows, self.training.sequences, self.seed, epoch)
+    def _targets(self, dataset: EncodedDataset, rows: np.ndarray, epoch: int) -> np.ndarray:
+        return targets_of_epoch(dataset, rows, self.training.sequences, self.seed, epoch)
 
     def _whole(self) -> EncodedDataset:
-        if self.found is None:
-            self.chunks += self.encoding.reader.all(self.encoding.alive)
-            self.found = EncodedDataset(self.chunks)
-        return self.found
+        """All rows of the stream, waited for."""
+        if self.dataset is None:
+            self.chunks += self.stream.reader.all(self.stream.alive)
+            self.dataset = EncodedDataset(self.chunks)
+        return self.dataset
 
     def _wait(self) -> None:
-        self.encoding.alive()
-        new = self.encoding.reader.more()
+        """Take the chunks that were written since; wait a moment if there are none. Raises DataError at the end."""
+        self.stream.alive()
+        new = self.stream.reader.more()
         self.chunks += new
-        if not new and self.encoding.reader.over:
+        if not new and self.stream.reader.over:
             raise DataError("no rows to train on")
         if not new:
             threading.Event().wait(0.05)
 
 
-def _held(found: EncodedDataset, count: int, seed: int) -> np.ndarray:
-    """Some `count` rows at random, rising: all those of an input or none, and of what counts for nothing none."""
-    hashes = np.fromiter(map(hash, found.sources()), np.int64, len(found))  # another process has others
+def held_out_rows(dataset: EncodedDataset, count: int, seed: int) -> np.ndarray:
+    """Numbers of some `count` rows at random, rising: all rows of an input or none, and only rows of some weight."""
+    hashes = np.fromiter(map(hash, dataset.sources()), np.int64, len(dataset))  # another process has others
     _, inputs = np.unique(hashes, return_inverse=True)
-    counts = np.diff(np.concatenate([[0.0], np.cumsum(found.weights, dtype=np.float64)])[found.first]) > 0
-    order = np.random.default_rng([seed, 17]).permutation(len(found))
+    counts = np.diff(np.concatenate([[0.0], np.cumsum(dataset.weights, dtype=np.float64)])[dataset.first]) > 0
+    order = np.random.default_rng([seed, 17]).permutation(len(dataset))
     order = order[counts[order]]
     _, at = np.unique(inputs[order], return_index=True)
     drawn = inputs[order[np.sort(at)]]  # each input once, in the order of its first row

@@ -1,4 +1,4 @@
-"""Which target each row is taught in an epoch: where sequences come from, apart from the loss."""
+"""Which of its targets each row is taught in an epoch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from raykd.training.dataset import EncodedDataset
 
 
 def targets_of_epoch(
-    found: EncodedDataset, rows: np.ndarray, sequences: Sequences, seed: int, epoch: int
+    dataset: EncodedDataset, rows: np.ndarray, sequences: Sequences, seed: int, epoch: int
 ) -> np.ndarray:
-    """Numbers of the targets that the rows are taught in an epoch: a function of its arguments alone.
+    """Numbers of the targets that some rows are taught in an epoch: a function of its arguments alone.
 
-    A row without a target of the kind that is asked for is taught the kind it has.
+    One target per row, or all its pseudo-targets (`samples: all`). A row that has only gold, or only pseudo-targets, is
+    taught what it has. A row's pseudo-targets come before its gold.
     """
-    starts, counts = found.first[rows], np.diff(found.first)[rows]
-    before = np.concatenate([[0], np.cumsum(found.gold)])
-    golds = before[starts + counts] - before[starts]
-    written = counts - golds  # which come before a row's gold
+    starts, counts = dataset.first[rows], np.diff(dataset.first)[rows]
+    golds_before = np.concatenate([[0], np.cumsum(dataset.gold)])
+    golds = golds_before[starts + counts] - golds_before[starts]
+    written = counts - golds
     if isinstance(sequences, PseudoTargets) and sequences.samples == "all":
         return np.concatenate(
             [
@@ -32,14 +33,14 @@ def targets_of_epoch(
     last = starts + counts - 1
     if isinstance(sequences, Gold):
         return np.where(golds > 0, last, turn)
-    return np.where(_gold(sequences, golds > 0, np.random.default_rng([seed, 41, epoch])), last, turn)
+    return np.where(_taught_gold(sequences, golds > 0, np.random.default_rng([seed, 41, epoch])), last, turn)
 
 
-def _gold(mixture: Mixture, has: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Which of the rows that have gold are taught it."""
+def _taught_gold(mixture: Mixture, has_gold: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(R,) which rows are taught gold, of those that have gold."""
     if mixture.by == "request":
-        return has & (rng.random(len(has)) < mixture.gold)
-    both = np.flatnonzero(has)
-    taught = np.zeros(len(has), bool)
-    taught[rng.permutation(both)[: round(mixture.gold * len(both))]] = True
+        return has_gold & (rng.random(len(has_gold)) < mixture.gold)
+    rows = np.flatnonzero(has_gold)
+    taught = np.zeros(len(has_gold), bool)
+    taught[rng.permutation(rows)[: round(mixture.gold * len(rows))]] = True
     return taught

@@ -1,25 +1,20 @@
-"""The loop: one for every student and every fine-tuned teacher.
-
-It knows neither Ray nor recipes' files: `train` is a function of a job, given back what a checkpoint holds, that
-calls `report` whenever there is something worth keeping. Its trajectory depends on the job alone: not on the number
-of workers, on micro-batches, or on how often it was interrupted.
-"""
+"""Everything that a worker builds from a spec before the first step."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
-from torch.distributed.fsdp import fully_shard
-from torch.nn.parallel import DistributedDataParallel
 from transformers import get_scheduler
 
+from raykd.data.prompts import PromptEncoder
+from raykd.data.sources import FileSource
 from raykd.errors import ModelError, RecipeError, TrainingError
-from raykd.losses.tokens import Kind, TokenLoss
+from raykd.losses.kinds import Kind, TokenLoss
 from raykd.models.adapters import with_lora
 from raykd.models.load import load_model, model_blocks
 from raykd.models.tokenizers import load_tokenizer, shared_vocab_size, tokenizer_mark
@@ -29,8 +24,10 @@ from raykd.run import remote
 from raykd.run.files import fingerprint
 from raykd.training.dataset import ENCODED_FORMAT, EncodedStream
 from raykd.training.encode import Limits, encode_source
-from raykd.training.job import TrainingSpec
-from raykd.training.sources import FileSource, StoredSource, chunks_of
+from raykd.training.job import MarkedSource, TrainingSpec
+from raykd.training.planner import BatchPlan, Lengths
+from raykd.training.sharder import BatchSharder
+from raykd.training.sources import chunks_of
 from raykd.training.student import Student
 from raykd.training.teachers import (
     InProcessTeacher,
@@ -41,12 +38,98 @@ from raykd.training.teachers import (
     TeacherSource,
     teacher_head,
 )
-from raykd.training.workers import from_all_workers
+from raykd.training.workers import from_all_workers, parallelised, rank, world_size
+
+UNKNOWN_STEPS = 10_000  # what a schedule is drawn over where the number of steps is not known from the start
 
 
-def student_model(job: TrainingSpec, tokenizer: Any) -> Any:
-    settings = job.training
-    model = load_model(job.model, tokenizer, job.student.task, list(job.student.labels) if job.student.labels else None)
+class Streams(NamedTuple):
+    """Encoded rows to learn, and encoded rows to evaluate on where the spec has some."""
+
+    rows: EncodedStream
+    dev: EncodedStream | None
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """What `build` returns.
+
+    parallel     the student as a step calls it: alone, data parallel, or in parts (FSDP2)
+    schedule     the factor of the learning rate by the share of the training that is done, 0 to 1
+    total_steps  None where the first epoch follows a teacher, so that the number of steps is not known
+    """
+
+    spec: TrainingSpec
+    device: torch.device
+    tokenizer: Any
+    student: Student
+    parallel: Any
+    losses: list[TokenLoss]
+    optimizer: torch.optim.Optimizer
+    schedule: Callable[[float], float]
+    total_steps: int | None
+    teacher: TeacherSource
+    streams: Streams
+    plan: BatchPlan
+    sharder: BatchSharder
+
+
+def build(spec: TrainingSpec, scorer: Scorer | None) -> TrainingSetup:
+    """Build everything, the model's random weights by the spec's seed. `scorer` is for a teacher of kind remote.
+
+    Raises ModelError, DataError, RecipeError or TrainingError for what does not fit.
+    """
+    settings, task = spec.training, spec.student.task
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    torch.manual_seed(spec.seed)
+    tokenizer = load_tokenizer(spec.tokenizer, task == "generation")
+    vocab_size = teacher_vocab_size(spec, tokenizer)
+    student = Student(student_model(spec, tokenizer), vocab_size, task).to(device)
+    lengths = Lengths(apart=not student.causal or task != "generation", task=task)
+    streams = encoded_streams(spec)
+    teacher = teacher_source(spec, scorer, device, vocab_size)
+    parallel = parallelised(student, spec.parallel, device)
+    plan = BatchPlan(streams.rows, settings, spec.seed, lengths, windows=followed_chunks(spec), dev=streams.dev)
+    teacher_pad = None
+    if spec.teacher and reads_along(settings):
+        teacher_pad = load_tokenizer(spec.teacher.tokenizer, task == "generation").pad_token_id
+    losses, optimizer = build_losses(settings), build_optimizer(student, settings)
+    total_steps = settings.max_steps
+    if total_steps is None and not plan.follows:
+        total_steps = max(1, round((settings.epochs or 0) * plan.epoch_batches))
+    schedule = build_schedule(settings, total_steps or UNKNOWN_STEPS)
+    if settings.compile:
+        for block in model_blocks(student.model):
+            block.compile(dynamic=True)
+    return TrainingSetup(
+        spec=spec,
+        device=device,
+        tokenizer=tokenizer,
+        student=student,
+        parallel=parallel,
+        losses=losses,
+        optimizer=optimizer,
+        schedule=schedule,
+        total_steps=total_steps,
+        teacher=teacher,
+        streams=streams,
+        plan=plan,
+        sharder=BatchSharder(
+            rank=rank(),
+            world=world_size(),
+            training=settings,
+            lengths=lengths,
+            pad=tokenizer.pad_token_id,
+            teacher_pad=teacher_pad,
+            equal=spec.parallel == "fsdp",
+        ),
+    )
+
+
+def student_model(spec: TrainingSpec, tokenizer: Any) -> Any:
+    """The model to train, with LoRA and gradient checkpointing where the training has them. Raises ModelError."""
+    settings, labels = spec.training, spec.student.labels
+    model = load_model(spec.model, tokenizer, spec.student.task, list(labels) if labels else None)
     if settings.precision == "float64":
         model.double()
     if settings.lora:
@@ -58,138 +141,145 @@ def student_model(job: TrainingSpec, tokenizer: Any) -> Any:
     return model
 
 
-def shared_vocab(job: TrainingSpec, tokenizer: Any) -> int | None:
-    """How many tokens student and teacher share; None where no loss compares them. Raises ModelError."""
-    if not job.training.needs_teacher():
+def teacher_vocab_size(spec: TrainingSpec, tokenizer: Any) -> int | None:
+    """How many token ids student and teacher share; None where no loss compares their tokens. Raises ModelError."""
+    if not spec.training.needs_teacher():
         return None
-    if job.teacher is None:
-        raise ModelError(f"{job.name}: {_needy(job.training)} needs a teacher, and these rows have none")
-    if job.student.task != "generation":
-        if (
-            tokenizer_mark(job.tokenizer) != tokenizer_mark(job.teacher.tokenizer)
-            and job.student.task == "extractive_qa"
-        ):
-            raise ModelError(f"{job.name}: spans are places in a prompt: student and teacher need the same tokenizer")
-        return None
-    return shared_vocab_size(tokenizer, load_tokenizer(job.teacher.tokenizer))
+    if spec.teacher is None:
+        raise ModelError(f"{spec.name}: {_teacher_loss(spec.training)} needs a teacher, and these rows have none")
+    if spec.student.task == "generation":
+        return shared_vocab_size(tokenizer, load_tokenizer(spec.teacher.tokenizer))
+    same = tokenizer_mark(spec.tokenizer) == tokenizer_mark(spec.teacher.tokenizer)
+    if spec.student.task == "extractive_qa" and not same:
+        raise ModelError(f"{spec.name}: spans are places in a prompt: student and teacher need the same tokenizer")
+    return None
 
 
-def _needy(training: Training) -> str:
+def _teacher_loss(training: Training) -> str:
+    """A loss that needs the teacher, as a message names it."""
     return f"losses.{training.teacher_losses()[0]}"
 
 
-def parallelised(student: Student, how: str, device: torch.device, world: int) -> Any:
-    """The student as every worker calls it: alone, data parallel, or in parts (FSDP2)."""
-    blocks = model_blocks(student.model)
-    if how == "fsdp" and dist.is_initialized():
-        mesh = dist.device_mesh.init_device_mesh(device.type, (world,))
-        for block in blocks:
-            fully_shard(block, mesh=mesh)
-        return fully_shard(student, mesh=mesh)
-    return DistributedDataParallel(student) if world > 1 else student
-
-
-def unwrapped(parallel: Any) -> Student:
-    """The student inside what `_parallel` made of it."""
-    return parallel.module if isinstance(parallel, DistributedDataParallel) else parallel
-
-
-def stream_chunks(job: TrainingSpec) -> int | None:
-    """How many chunks a stream will have that the first epoch follows."""
-    if isinstance(job.source, FileSource) or not job.source[0].follow:
+def followed_chunks(spec: TrainingSpec) -> int | None:
+    """How many chunks the stream will have that the first epoch follows; None where it follows none."""
+    source = spec.rows.source
+    if isinstance(source, FileSource) or not source[0].follow:
         return None
-    return len(chunks_of(job.source[0]))
-
-
-def encoded_streams(job: TrainingSpec, rank: int) -> tuple[EncodedStream, EncodedStream | None]:
-    """Encoded rows, and encoded dev rows."""
-    settings = job.training
-    rules = (settings.max_input_tokens, settings.max_target_tokens, settings.long_targets, settings.empty_targets)
-    limits = Limits(job.name, *rules, job.max_bad_rows)
-    first = 0
-    if remote.url(job.tokens):  # of this machine, which has a folder of its own
-        machines = from_all_workers(remote.machine())
-        first = machines.index(machines[rank])
-
-    def agree(value: Any) -> Any:
-        return from_all_workers(value)[first]
-
-    def one(source: FileSource | tuple[StoredSource, ...], mark: str) -> EncodedStream:
-        also = job.teacher if reads_along(settings) else None
-        readers = [job.student, *([also] if also else [])]
-        names = [tokenizer_mark(r.tokenizer) for r in readers]
-        places = {"path": None, "prompts": None, "store": None, "follow": None}
-        how = [{**vars(part), **places} for part in ([source] if isinstance(source, FileSource) else source)]
-        shown = [
-            [str(r.prompt), [s.input for s in r.shots], [s.target for s in r.shots], r.encoder, r.task, r.labels]
-            for r in readers
-        ]
-        path = Path(job.tokens) / f"{fingerprint([ENCODED_FORMAT, mark, names, shown, rules, how])}.arrow"
-        return EncodedStream(
-            path, rank == first, lambda part: encode_source(part, source, job.student, also, limits), agree
-        )
-
-    return one(job.source, job.marks[0]), one(job.dev, job.marks[1]) if job.dev else None
+    return len(chunks_of(source[0]))
 
 
 def reads_along(settings: Training) -> bool:
+    """Whether the teacher reads the batches itself, unlike one whose outputs are stored."""
     return settings.needs_teacher() and not isinstance(settings.teacher, StoredOutputs)
 
 
+def encoded_streams(spec: TrainingSpec) -> Streams:
+    """Streams of encoded rows, which the first worker that has the folder of encoded rows begins to write."""
+    writer = 0
+    if remote.url(spec.tokens):  # then every machine has a folder of its own, and a worker that writes it
+        machines = from_all_workers(remote.machine())
+        writer = machines.index(machines[rank()])
+
+    def stream(rows: MarkedSource) -> EncodedStream:
+        settings, teacher = spec.training, spec.teacher if reads_along(spec.training) else None
+        limits = Limits(
+            name=spec.name,
+            input_tokens=settings.max_input_tokens,
+            target_tokens=settings.max_target_tokens,
+            long_targets=settings.long_targets,
+            empty_targets=settings.empty_targets,
+            bad_rows=spec.max_bad_rows,
+        )
+        return EncodedStream(
+            Path(spec.tokens) / f"{_stream_name(rows, spec.student, teacher, limits)}.arrow",
+            writes=rank() == writer,
+            encode=lambda path: encode_source(path, rows.source, spec.student, teacher, limits),
+            agree=lambda value: from_all_workers(value)[writer],
+        )
+
+    return Streams(rows=stream(spec.rows), dev=stream(spec.dev) if spec.dev else None)
+
+
+def _stream_name(rows: MarkedSource, student: PromptEncoder, teacher: PromptEncoder | None, limits: Limits) -> str:
+    """A fingerprint of all that decides the encoded rows, so that other trainings find them."""
+    readers = [student, *([teacher] if teacher else [])]
+    tokenizers = [tokenizer_mark(r.tokenizer) for r in readers]
+    prompts = [
+        [str(r.prompt), [s.input for s in r.shots], [s.target for s in r.shots], r.encoder, r.task, r.labels]
+        for r in readers
+    ]
+    rules = (limits.input_tokens, limits.target_tokens, limits.long_targets, limits.empty_targets)
+    no_places = {"path": None, "prompts": None, "store": None, "follow": None}  # the mark stands for the content
+    sources = [rows.source] if isinstance(rows.source, FileSource) else rows.source
+    settings = [{**vars(source), **no_places} for source in sources]
+    return fingerprint([ENCODED_FORMAT, rows.mark, tokenizers, prompts, rules, settings])
+
+
 def teacher_source(
-    job: TrainingSpec, scorer: Scorer | None, device: torch.device, columns: int | None
+    spec: TrainingSpec, scorer: Scorer | None, device: torch.device, vocab_size: int | None
 ) -> TeacherSource:
-    settings = job.training
+    """Where the losses find the teacher's outputs, by `training.teacher`.
+
+    Raises TrainingError without the scorer that is needed, RecipeError where the store has not what the losses need.
+    """
+    settings = spec.training
     if not settings.needs_teacher():
         return NoTeacher()
-    assert job.teacher is not None
+    assert spec.teacher is not None
     if isinstance(settings.teacher, InProcessOutputs):
-        return InProcessTeacher(job.teacher, settings.teacher.dtype, device, columns)
+        return InProcessTeacher(spec.teacher, settings.teacher.dtype, device, vocab_size)
     if not isinstance(settings.teacher, StoredOutputs):
         if scorer is None:
-            raise TrainingError(f"{job.name}: training.teacher: kind remote needs a cluster")
+            raise TrainingError(f"{spec.name}: training.teacher: kind remote needs a cluster")
         return RemoteTeacher(scorer, settings.teacher.tail, device)
-    payload = None if isinstance(job.source, FileSource) else job.source[0].payload
+    source = spec.rows.source
+    payload = None if isinstance(source, FileSource) else source[0].payload
     if payload is None or payload.kind == "text":
-        found = payload.kind if payload else "texts"
-        raise RecipeError(f"{job.name}: {_needy(settings)} needs the teacher's side, and the rows are {found}")
-    head = teacher_head(job.teacher.tokenizer, device, columns) if payload.kind == "hidden" else None
+        kind = payload.kind if payload else "texts"
+        loss = _teacher_loss(settings)
+        raise RecipeError(f"{spec.name}: {loss} needs the teacher's side, and the rows are {kind}")
+    head = teacher_head(spec.teacher.tokenizer, device, vocab_size) if payload.kind == "hidden" else None
     return StoredTeacher(payload, settings.teacher.tail, head, device)
 
 
 def build_losses(settings: Training) -> list[TokenLoss]:
-    def one(name: str, loss: Loss) -> TokenLoss:
-        kind: Any = name
+    """The training's losses; a user's own is imported."""
+
+    def build_one(name: str, loss: Loss) -> TokenLoss:
+        kind: str | Kind = name
         if ":" in name:  # a user's own
             module, _, function = name.partition(":")
             kind = Kind(getattr(importlib.import_module(module), function), teacher=False, target=True)
-        given = {field: value for field, value in loss.model_dump().items() if value is not None}
-        return TokenLoss(kind, **given)
+        fields = {field: value for field, value in loss.model_dump().items() if value is not None}
+        return TokenLoss(kind, **fields)
 
-    return [one(name, loss) for name, loss in settings.losses.items()]
+    return [build_one(name, loss) for name, loss in settings.losses.items()]
 
 
 def build_optimizer(student: Student, settings: Training) -> torch.optim.AdamW:
     """AdamW; vectors and norms do not decay."""
-    named = [(n, p) for n, p in student.named_parameters() if p.requires_grad]
-    plain = [p for n, p in named if p.ndim < 2 or "norm" in n.lower()]
-    decayed = [p for n, p in named if not (p.ndim < 2 or "norm" in n.lower())]
+    trained = [(n, p) for n, p in student.named_parameters() if p.requires_grad]
+    plain = [p for n, p in trained if p.ndim < 2 or "norm" in n.lower()]
+    decayed = [p for n, p in trained if not (p.ndim < 2 or "norm" in n.lower())]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, fused=True)
 
 
 def build_schedule(settings: Training, steps: int) -> Callable[[float], float]:
-    """The learning rate's factor by progress, of a schedule of transformers over so many steps. Raises RecipeError."""
-    drawn = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    """The learning rate's factor by the share of the training that is done, 0 to 1: a schedule of transformers.
+
+    Raises RecipeError for a schedule or an option that transformers does not know.
+    """
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)  # which the scheduler wants to have
     try:
-        made: Any = get_scheduler(
+        scheduler: Any = get_scheduler(
             settings.schedule,
-            drawn,
+            optimizer,
             round(settings.warmup_ratio * steps),
             steps,
             scheduler_specific_kwargs=settings.schedule_options or None,
         )
-        factor = made.lr_lambdas[0]
+        factor = scheduler.lr_lambdas[0]
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise RecipeError(f"training.schedule {settings.schedule!r}: {str(error).splitlines()[0]}") from None
-    return lambda progress: factor(progress * steps)
+    return lambda share: factor(share * steps)

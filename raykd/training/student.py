@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,72 +11,79 @@ import torch
 from torch import nn
 
 from raykd.errors import ModelError
+from raykd.losses.kinds import TokenLoss
 from raykd.losses.logits import HeadLogits, Logits, of_layer, wide
 from raykd.losses.numbers import number_losses
 from raykd.losses.teachers import LEAST
-from raykd.losses.tokens import IGNORE, Result, TokenLoss, token_losses
+from raykd.losses.tokens import IGNORE, Result, TokenBatch, token_losses
 from raykd.recipe.models import Task
 
 FAR = 1e6  # a logit that any soft-cap would hold back
 
 
 class Student(nn.Module):
-    """A Hugging Face model and the way from its batch to losses; a language model's logits a chunk at a time.
+    """A Hugging Face model that turns a batch into losses; a language model's logits exist a chunk at a time.
 
-    What its own code does to logits after the output layer (a scale, a soft-cap, a bias) is found by trying: the layer
-    is made to give known numbers and the model asked for its logits. Data parallel training wraps the Student, so that
+    What its own code does to logits after the output layer (a scale, a soft-cap, a bias) is measured: the layer is
+    made to return known numbers, and the model's logits are read. Data parallel training wraps the Student, so that
     the output layer is used inside the wrapped forward and its gradients are ordinary ones.
     """
 
-    def __init__(self, model: Any, columns: int | None = None, task: Task = "generation") -> None:
-        """columns: how many tokens its tokenizer can produce; logits beyond them are cut. Raises ModelError.
+    def __init__(self, model: Any, shared_vocab_size: int | None = None, task: Task = "generation") -> None:
+        """The model must have the head of its task, as `models.load` gives it.
 
-        The model must have the head of its task, as `models.load` gives it. Columns are for generation alone.
+        shared_vocab_size  for generation: how many token ids student and teacher share; logits beyond are cut
+
+        Raises ModelError for a model whose logits are changed in another way.
         """
         super().__init__()
-        self.model, self.columns = model, columns
+        self.model, self.shared_vocab_size = model, shared_vocab_size
         self.task: Task = task
         self.causal = not model.config.is_encoder_decoder
         self.bias: torch.Tensor | None
         if task == "generation":
             self.scale, self.softcap, bias = _after_the_layer(model)
             self.register_buffer("bias", bias, persistent=False)
-        elif columns is not None:
-            raise ValueError(f"columns are tokens to be produced, and the task is {task}")
+        elif shared_vocab_size is not None:
+            raise ValueError(f"shared_vocab_size counts tokens to be produced, and the task is {task}")
 
     def forward(
-        self, inputs: dict[str, torch.Tensor], labels_BT: torch.Tensor, losses: Sequence[TokenLoss], **more: Any
+        self, inputs: dict[str, torch.Tensor], losses: Sequence[TokenLoss], batch: TokenBatch, **options: Any
     ) -> Result:
-        """The losses of a batch: `token_losses`, or of a regression `number_losses`. `more` goes to them.
+        """The losses of B rows: `token_losses`, or of a regression `number_losses`.
 
-        labels_BT, by task: generation, target tokens aligned with the logits, see `batches.collate`; classification,
-        (B, 1) classes; span, (B, 2) first and last token of the answer; regression, (B, 1) numbers. K labels are not
-        IGNORE, and what is given and comes back for each (teacher, weights_N, easy_mask_N, values) has these K alone,
-        row by row. inputs are what the model takes; input_ids and attention_mask are among them.
+        inputs   what the model takes, (B, S); input_ids and attention_mask are among them
+        batch    its labels, by task: generation, (B, T) target ids aligned with the logits, see `batches.collate`;
+                 classification, (B, 1) classes; extractive_qa, (B, 2) first and last token of the answer; regression,
+                 (B, 1) numbers. K labels are not IGNORE; the batch's other tensors have an entry for each of these K,
+                 row by row
+        options  of `token_losses`: cut_infinite, chunk_rows
+
+        The result's values are (K,). Raises ValueError for losses and teacher that do not go together.
         """
-        counted_BT = labels_BT != IGNORE
-        labels_K, side = labels_BT[counted_BT], self.logits(inputs, labels_BT)
-        given = {name: value for name, value in more.items() if value is not None}
+        counted_BT = batch.labels != IGNORE
+        logits = self.logits(inputs, batch.labels)
+        batch = batch._replace(labels=batch.labels[counted_BT])
         if self.task == "regression":
-            assert isinstance(side, Logits)
-            return number_losses(losses, side.values_NV.squeeze(1), labels_K, **given)
-        if self.task == "extractive_qa" and isinstance(given.get("teacher"), torch.Tensor | Logits):
-            given["teacher"] = _within(given["teacher"], _readable(inputs, counted_BT))
-        return token_losses(losses, side, labels_K, columns=self.columns, **given)
+            assert isinstance(logits, Logits)
+            return number_losses(losses, logits.values_NV.squeeze(1), batch)
+        if self.task == "extractive_qa" and isinstance(batch.teacher, torch.Tensor | Logits):
+            batch = batch._replace(teacher=_within(batch.teacher, _readable(inputs, counted_BT)))
+        return token_losses(losses, logits, batch, shared_vocab_size=self.shared_vocab_size, **options)
 
     def logits(self, inputs: dict[str, torch.Tensor], labels_BT: torch.Tensor) -> HeadLogits | Logits:
         """The logits of the K positions that have a label, row by row; a language model's not yet multiplied out.
 
-        They are (K, V); of a classification over classes, of a span over the S positions of the input, where padding
-        has LEAST, of a regression (K, 1) predictions.
+        They are (K, V): V are tokens, or classes, or the S positions of the input, where padding has LEAST; of a
+        regression (K, 1) predictions.
         """
         counted_BT = labels_BT != IGNORE
         if self.task == "generation":
             return self._head_logits(inputs, labels_BT, counted_BT)
-        found = self.model(**inputs)
+        output = self.model(**inputs)
         if self.task != "extractive_qa":
-            return Logits(found.logits[counted_BT.squeeze(1)])
-        ends_B2S = torch.stack([found.start_logits, found.end_logits], 1)
+            return Logits(output.logits[counted_BT.squeeze(1)])
+        ends_B2S = torch.stack([output.start_logits, output.end_logits], 1)
         return _within(Logits(ends_B2S[counted_BT]), _readable(inputs, counted_BT))
 
     def _head_logits(self, inputs: Any, labels_BT: torch.Tensor, counted_BT: torch.Tensor) -> HeadLogits:
@@ -86,9 +93,9 @@ class Student(nn.Module):
             first = torch.full_like(labels_BT[:, :1], start)
             inputs = {**inputs, "decoder_input_ids": torch.cat([first, previous], dim=1)}
         layer = self.model.get_output_embeddings()
-        with _instead_of(layer, lambda hidden: hidden[..., :1]) as met:
+        with _replaced_forward(layer, lambda hidden: hidden[..., :1]) as hidden_states:
             self.model(**inputs, use_cache=False)
-        logits = of_layer(layer, met[0][counted_BT], self.scale, self.softcap)
+        logits = of_layer(layer, hidden_states[0][counted_BT], self.scale, self.softcap)
         if self.bias is not None:
             logits = logits._replace(bias=self.bias if logits.bias is None else logits.bias + self.bias)
         return logits
@@ -96,28 +103,30 @@ class Student(nn.Module):
 
 def _readable(inputs: dict[str, torch.Tensor], counted_BT: torch.Tensor) -> torch.Tensor:
     """(K, S) whether a position of the input is no padding, for each of the K labels."""
-    there_BS = inputs["attention_mask"].bool()
-    return there_BS[:, None].expand(-1, counted_BT.shape[1], -1)[counted_BT]
+    readable_BS = inputs["attention_mask"].bool()
+    return readable_BS[:, None].expand(-1, counted_BT.shape[1], -1)[counted_BT]
 
 
-def _within(side: torch.Tensor | Logits, there_KS: torch.Tensor) -> Logits:
+def _within(logits: torch.Tensor | Logits, readable_KS: torch.Tensor) -> Logits:
     """Logits over positions, LEAST outside: an infinite one would make reverse divergences infinite, or no number."""
-    values_KS = side.values_NV if isinstance(side, Logits) else side
-    return Logits(wide(values_KS).masked_fill(~there_KS, LEAST))
+    values_KS = logits.values_NV if isinstance(logits, Logits) else logits
+    return Logits(wide(values_KS).masked_fill(~readable_KS, LEAST))
 
 
 @contextmanager
-def _instead_of(layer: nn.Module, forward: Any) -> Iterator[list[torch.Tensor]]:
-    """Within, calls of the layer give `forward` of what comes in, and what comes in is kept."""
-    met: list[torch.Tensor] = []
+def _replaced_forward(
+    layer: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[list[torch.Tensor]]:
+    """Inside, the layer computes `forward` instead; its inputs are collected in the list."""
+    inputs: list[torch.Tensor] = []
 
-    def caught(hidden: torch.Tensor) -> torch.Tensor:
-        met.append(hidden)
+    def collecting(hidden: torch.Tensor) -> torch.Tensor:
+        inputs.append(hidden)
         return forward(hidden)
 
-    layer.forward = caught
+    layer.forward = collecting
     try:
-        yield met
+        yield inputs
     finally:
         del layer.forward
 
@@ -131,15 +140,14 @@ def _after_the_layer(model: Any) -> tuple[float, float | None, torch.Tensor | No
     width = getattr(layer, "base_layer", layer).weight.shape[0]
     device = next(model.parameters()).device
     dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
-    given = torch.tensor([0.0, 1.0, 2.0, FAR], dtype=dtype, device=device)[None, :, None].expand(1, 4, width)
+    probes = torch.tensor([0.0, 1.0, 2.0, FAR], dtype=dtype, device=device)[None, :, None].expand(1, 4, width)
     ids = torch.zeros(1, 4, dtype=torch.long, device=device)
     decoder = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     training = model.training
     model.eval()
-    with _instead_of(layer, lambda hidden: given):
-        found = model(input_ids=ids, use_cache=False, **decoder).logits.to(dtype)[0]
+    with _replaced_forward(layer, lambda hidden: probes):
+        zero, one, two, far = model(input_ids=ids, use_cache=False, **decoder).logits.to(dtype)[0]
     model.train(training)
-    zero, one, two, far = found
     bias = zero.clone() if zero.any() else None
     scale, softcap = (one - zero)[0].item(), None
     if abs(far[0].item()) < FAR * abs(scale) / 2:

@@ -1,16 +1,16 @@
-"""The teacher's side of a batch, for the loss: from the store, from a model in this process, or from a scorer."""
+"""Where the teacher's outputs for a batch come from: the store, a model in this process, or a scorer elsewhere."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from raykd.data.prompts import PromptEncoder
 from raykd.errors import TrainingError
-from raykd.losses.logits import HeadLogits
-from raykd.losses.teachers import Sampled, Side, TopK
+from raykd.losses.logits import HeadLogits, Logits
+from raykd.losses.teachers import Sampled, TeacherOutputs, TopK
 from raykd.losses.tokens import IGNORE
 from raykd.models.load import load_model
 from raykd.models.tokenizers import load_tokenizer
@@ -23,137 +23,163 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 
 
 class TeacherSource(Protocol):
-    """`prepare` is called when a micro-batch is made, `side` when its loss is due: K positions, as its labels have."""
+    """Gives the teacher's outputs for micro-batches."""
 
-    def prepare(self, micro: MicroBatch) -> None: ...
+    def prepare(self, micro_batch: MicroBatch) -> None:
+        """Called as soon as a micro-batch is made, by the thread that makes it."""
+        ...
 
-    def side(self, micro: MicroBatch) -> Side | None: ...
+    def outputs(self, micro_batch: MicroBatch) -> TeacherOutputs | torch.Tensor | None:
+        """Called when the loss is computed: outputs for its K labels, row by row; of a regression (K,) predictions."""
+        ...
 
 
 class NoTeacher:
-    """No loss asks for a teacher."""
+    """For losses that need no teacher: its outputs are None."""
 
-    def prepare(self, micro: MicroBatch) -> None:
+    def prepare(self, micro_batch: MicroBatch) -> None:
         pass
 
-    def side(self, micro: MicroBatch) -> None:
+    def outputs(self, micro_batch: MicroBatch) -> None:
         return None
 
 
 class StoredTeacher:
-    """What the teacher pass kept."""
+    """The teacher's outputs as the teacher pass stored them."""
 
     def __init__(self, payload: Payload, tail: str, head: HeadLogits | None, device: torch.device):
         """`head` is the teacher's output layer, without features, for a payload of hidden states."""
         self.payload, self.tail, self.head, self.device = payload, tail, head, device
 
-    def prepare(self, micro: MicroBatch) -> None:
+    def prepare(self, micro_batch: MicroBatch) -> None:
         pass
 
-    def side(self, micro: MicroBatch) -> Side:
-        count = int((micro.labels_BT != IGNORE).sum())
-        kept = {name: values.to(self.device) for name, values in micro.payload.items()}
+    def outputs(self, micro_batch: MicroBatch) -> TeacherOutputs:
+        """TopK, Sampled or HeadLogits, by the payload's kind."""
+        count = int((micro_batch.labels_BT != IGNORE).sum())
+        stored = {name: values.to(self.device) for name, values in micro_batch.payload.items()}
         if isinstance(self.payload, TopKPayload):
             if not count:
                 ids = torch.zeros(0, 1, dtype=torch.long, device=self.device)
                 return TopK(ids, ids.float(), self.tail)
-            ids, logprobs = kept["top_ids"].view(count, -1), kept["top_logprobs"].view(count, -1)
-            own = kept["logprobs"] if len(kept["logprobs"]) == count else None
-            return TopK(ids.long(), logprobs, self.tail, own)
+            ids, logprobs = stored["top_ids"].view(count, -1), stored["top_logprobs"].view(count, -1)
+            target_logprobs = stored["logprobs"] if len(stored["logprobs"]) == count else None
+            return TopK(ids=ids.long(), logprobs=logprobs, tail=self.tail, target_logprobs=target_logprobs)
         if isinstance(self.payload, SampledPayload):
-            return _sampled(kept, count, self.device)
+            return _sampled(stored, count, self.device)
         assert isinstance(self.payload, HiddenPayload) and self.head is not None
         weight = self.head.weights[0]
-        hidden = kept["hidden"].view(count, -1) if count else weight.new_zeros(0, weight.shape[1])
+        hidden = stored["hidden"].view(count, -1) if count else weight.new_zeros(0, weight.shape[1])
         return self.head._replace(features=(hidden.to(weight.dtype),))
 
 
-def _sampled(kept: dict[str, torch.Tensor], count: int, device: torch.device) -> Sampled:
+def _sampled(stored: dict[str, torch.Tensor], count: int, device: torch.device) -> Sampled:
     """Drawn tokens as a rectangle: a position with fewer different ones is padded with counts of 0."""
     if not count:
         empty = torch.zeros(0, 1, dtype=torch.long, device=device)
         return Sampled(empty, empty)
-    lengths = kept["sampled_lengths"].long()
+    lengths = stored["sampled_lengths"].long()
     width = int(lengths.max())
     places = torch.arange(width, device=device)[None] < lengths[:, None]
     ids = torch.zeros(count, width, dtype=torch.long, device=device)
     counts = torch.zeros(count, width, dtype=torch.long, device=device)
-    ids[places], counts[places] = kept["sampled_ids"].long(), kept["sampled_counts"].long()
+    ids[places], counts[places] = stored["sampled_ids"].long(), stored["sampled_counts"].long()
     return Sampled(ids, counts)
+
+
+class TopKArrays(NamedTuple):
+    """A teacher's most likely tokens, as they travel between processes."""
+
+    ids: np.ndarray  # (K, k) int32
+    logprobs: np.ndarray  # (K, k) float32
+    target_logprobs: np.ndarray  # (K,) float32, of the labels
 
 
 class InProcessTeacher:
     """A frozen teacher in this process; its logits are multiplied out a chunk at a time, in the loss."""
 
-    def __init__(self, reading: PromptEncoder, dtype: str, device: torch.device, columns: int | None):
-        folder, labels = reading.tokenizer, list(reading.labels) if reading.labels else None
-        tokenizer = load_tokenizer(folder, reading.task == "generation")
-        model = load_model(Checkpoint(kind="checkpoint", path=folder), tokenizer, reading.task, labels)
-        self.device = device
-        self.teacher = Student(model.to(device, DTYPES[dtype]), columns, reading.task).eval().requires_grad_(False)
+    def __init__(self, prompts: PromptEncoder, dtype: str, device: torch.device, shared_vocab_size: int | None):
+        """`prompts` is how the teacher reads, whose tokenizer is its model's folder. Raises ModelError."""
+        folder, labels = prompts.tokenizer, list(prompts.labels) if prompts.labels else None
+        tokenizer = load_tokenizer(folder, prompts.task == "generation")
+        model = load_model(Checkpoint(kind="checkpoint", path=folder), tokenizer, prompts.task, labels)
+        self.device, student = device, Student(model.to(device, DTYPES[dtype]), shared_vocab_size, prompts.task)
+        self.teacher = student.eval().requires_grad_(False)
 
-    def prepare(self, micro: MicroBatch) -> None:
+    def prepare(self, micro_batch: MicroBatch) -> None:
         pass
 
     @torch.no_grad()
-    def side(self, micro: MicroBatch) -> Side:
-        assert micro.teacher is not None
-        tensors = {name: tensor.to(self.device) for name, tensor in micro.teacher.items()}
-        labels = tensors.pop("labels")
-        side = self.teacher.logits(tensors, labels)
-        return side.values_NV.squeeze(1) if self.teacher.task == "regression" else side  # type: ignore[return-value]
+    def outputs(self, micro_batch: MicroBatch) -> TeacherOutputs | torch.Tensor:
+        assert micro_batch.teacher is not None
+        logits = self._logits(micro_batch.teacher)
+        if self.teacher.task == "regression":
+            assert isinstance(logits, Logits)
+            return logits.values_NV.squeeze(1)
+        return logits
 
-    def top_k(self, teacher: dict[str, torch.Tensor], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """ids (K, k) int32, log-probabilities (K, k) and those of the targets (K,), float32, for a scorer."""
-        micro = MicroBatch(np.zeros(0), {}, torch.zeros(0), None, teacher, {})
-        with torch.no_grad():
-            side: Any = self.side(micro)
-            labels = teacher["labels"][teacher["labels"] != IGNORE].to(self.device)
-            side = side.cut(self.teacher.columns) if self.teacher.columns else side
-            found, rows = [], max(16, 2**24 // side.columns)
-            for start in range(0, side.rows, rows):
-                here = slice(start, start + rows)
-                logprobs = side.finished(side.product(here)).log_softmax(1)
-                values, ids = logprobs.topk(min(k, logprobs.shape[1]), dim=1)
-                found.append((ids.int(), values, logprobs.gather(1, labels[here, None])[:, 0]))
-            if not found:
-                empty = torch.zeros(0, min(k, side.columns))
-                found = [(empty.int(), empty, torch.zeros(0))]
-            ids, values, own = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
-            return ids, values.astype(np.float32), own.astype(np.float32)
+    def _logits(self, tensors: dict[str, torch.Tensor]) -> HeadLogits | Logits:
+        inputs = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        labels_BT = inputs.pop("labels")
+        return self.teacher.logits(inputs, labels_BT)
+
+    @torch.no_grad()
+    def top_k(self, tensors: dict[str, torch.Tensor], k: int) -> TopKArrays:
+        """The k most likely tokens at the K labels of `MicroBatch.teacher`: what a scorer answers."""
+        logits = self._logits(tensors)
+        labels_K = tensors["labels"][tensors["labels"] != IGNORE].to(self.device)
+        logits = logits.cut(self.teacher.shared_vocab_size) if self.teacher.shared_vocab_size else logits
+        empty = torch.zeros(0, min(k, logits.width))
+        pieces, rows = [(empty.int(), empty, torch.zeros(0))], max(16, 2**24 // logits.width)
+        for start in range(0, logits.rows, rows):
+            part = slice(start, start + rows)
+            logprobs = logits.finished(logits.product(part)).log_softmax(1)
+            values, ids = logprobs.topk(min(k, logprobs.shape[1]), dim=1)
+            pieces.append((ids.int(), values, logprobs.gather(1, labels_K[part, None])[:, 0]))
+        ids, logprobs, target_logprobs = (torch.cat(p).cpu().numpy() for p in zip(*pieces[1:] or pieces, strict=True))
+        return TopKArrays(ids, logprobs.astype(np.float32), target_logprobs.astype(np.float32))
 
 
 class Scorer(Protocol):
-    """A teacher elsewhere. `ask` returns at once; `answer` waits, and gives what `InProcess.top_k` gives."""
+    """A teacher elsewhere."""
 
-    def ask(self, teacher: dict[str, torch.Tensor]) -> Any: ...
+    def ask(self, tensors: dict[str, torch.Tensor]) -> Any:
+        """Ask for the outputs for a `MicroBatch.teacher`; returns a request at once."""
+        ...
 
-    def answer(self, asked: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
+    def wait(self, request: Any) -> TopKArrays:
+        """The outputs that were asked for: what `InProcessTeacher.top_k` returns."""
+        ...
 
 
 class RemoteTeacher:
-    """A scorer, asked as soon as a batch is made, so that it answers while the student works on others."""
+    """A scorer that is asked as soon as a batch is made, so that it works while the student works on other batches."""
 
     def __init__(self, scorer: Scorer, tail: str, device: torch.device):
         self.scorer, self.tail, self.device = scorer, tail, device
 
-    def prepare(self, micro: MicroBatch) -> None:
-        assert micro.teacher is not None
-        micro.asked = self.scorer.ask(micro.teacher)
+    def prepare(self, micro_batch: MicroBatch) -> None:
+        assert micro_batch.teacher is not None
+        micro_batch.request = self.scorer.ask(micro_batch.teacher)
 
-    def side(self, micro: MicroBatch) -> Side:
-        asked = micro.asked if micro.asked is not None else self.scorer.ask(micro.teacher or {})
-        ids, logprobs, own = (torch.from_numpy(part.copy()).to(self.device) for part in self.scorer.answer(asked))
-        return TopK(ids.long(), logprobs, self.tail, own)
+    def outputs(self, micro_batch: MicroBatch) -> TeacherOutputs:
+        arrays = self.scorer.wait(micro_batch.request)
+        ids, logprobs, target_logprobs = (torch.from_numpy(array.copy()).to(self.device) for array in arrays)
+        return TopK(ids=ids.long(), logprobs=logprobs, tail=self.tail, target_logprobs=target_logprobs)
 
 
-def teacher_head(folder: str, device: torch.device, columns: int | None) -> HeadLogits:
-    """A teacher's output layer alone, for its stored hidden states. Raises ModelError."""
+def teacher_head(folder: str, device: torch.device, shared_vocab_size: int | None) -> HeadLogits:
+    """A teacher's output layer alone, for its stored hidden states. Raises ModelError, or TrainingError for LoRA."""
     model = load_model(Checkpoint(kind="checkpoint", path=folder), load_tokenizer(folder))
-    whole = Student(model, columns)
+    teacher = Student(model, shared_vocab_size)
     layer = model.get_output_embeddings()
     if getattr(layer, "base_layer", layer) is not layer:
         raise TrainingError(f"{folder}: the teacher's output layer is no plain one")
-    bias = layer.bias if layer.bias is not None else whole.bias
-    weight = layer.weight.detach().to(device)
-    return HeadLogits((), (weight,), None if bias is None else bias.detach().to(device), whole.scale, whole.softcap)
+    bias = layer.bias if layer.bias is not None else teacher.bias
+    return HeadLogits(
+        features=(),
+        weights=(layer.weight.detach().to(device),),
+        bias=None if bias is None else bias.detach().to(device),
+        scale=teacher.scale,
+        softcap=teacher.softcap,
+    )

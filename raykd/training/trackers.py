@@ -94,6 +94,19 @@ class Log:
             copy.wait(until)
 
 
+class NoLog:
+    """The log of a worker that is not the first: it writes nothing."""
+
+    def __enter__(self) -> NoLog:
+        return self
+
+    def write(self, step: int, numbers: Numbers) -> None:
+        pass
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+
 def _lines_until(path: Path, step: int) -> list[str]:
     """Lines of an earlier attempt that a training resumed at `step` keeps; none where it begins anew."""
     kept = []

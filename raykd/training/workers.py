@@ -1,10 +1,27 @@
-"""TODO: docstring."""
+"""The workers of a training: who this one is, what all of them share, and the student in parallel."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from raykd.models.load import model_blocks
+from raykd.training.student import Student
+
+
+def rank() -> int:
+    """This worker's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many workers there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def from_first_worker(value: Any) -> Any:
@@ -16,6 +33,40 @@ def from_all_workers(value: Any) -> list[Any]:
     """The values of all workers, by rank."""
     if not dist.is_initialized():
         return [value]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def sum_over_workers(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The sum of all workers' tensors, which travel from `device`."""
+    if world_size() == 1:
+        return tensor
+    total = tensor.to(device)
+    dist.all_reduce(total)
+    return total
+
+
+def parallelised(student: Student, parallel: str, device: torch.device) -> Any:
+    """The student as every worker calls it: alone, data parallel, or in parts (FSDP2)."""
+    blocks = model_blocks(student.model)
+    if parallel == "fsdp" and dist.is_initialized():
+        mesh = dist.device_mesh.init_device_mesh(device.type, (world_size(),))
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
+        return fully_shard(student, mesh=mesh)
+    return DistributedDataParallel(student) if world_size() > 1 else student
+
+
+def unwrapped(parallel: Any) -> Student:
+    """The student inside what `parallelised` returned."""
+    return parallel.module if isinstance(parallel, DistributedDataParallel) else parallel
+
+
+def gradient_sync(parallel: Any, last: bool) -> AbstractContextManager:
+    """For the backward pass of a micro-batch: gradients go between workers with a step's last micro-batch alone."""
+    if isinstance(parallel, DistributedDataParallel):
+        return nullcontext() if last else parallel.no_sync()
+    if hasattr(parallel, "set_requires_gradient_sync"):
+        parallel.set_requires_gradient_sync(last)
+    return nullcontext()

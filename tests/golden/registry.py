@@ -11,9 +11,10 @@ import functools
 import torch
 
 from raykd.losses import divergences, features
+from raykd.losses.kinds import Kind, TokenLoss
 from raykd.losses.logits import HeadLogits
 from raykd.losses.teachers import TopK
-from raykd.losses.tokens import IGNORE, Kind, TokenLoss, sequence_weights, token_losses
+from raykd.losses.tokens import IGNORE, TokenBatch, sequence_weights, token_losses
 
 
 def _mean(loss, inputs, keep, target=None, over=None, teacher=None, temperatures=(1.0, 1.0)):
@@ -22,9 +23,9 @@ def _mean(loss, inputs, keep, target=None, over=None, teacher=None, temperatures
     labels = torch.where(keep, torch.zeros_like(keep, dtype=torch.long) if target is None else target, IGNORE)
     if teacher is None and own is not None:
         teacher = (own / temperatures[1]).flatten(0, -2)
-    names = loss.parts(torch.ones(1), torch.ones(1, dtype=torch.bool))
-    over = None if over is None else dict.fromkeys(names, over)
-    return token_losses([loss], student.flatten(0, -2), labels.flatten(), teacher, denominators=over).total
+    over = None if over is None else dict.fromkeys(loss.factors, over)
+    batch = TokenBatch(labels.flatten(), teacher, denominators=over)
+    return token_losses([loss], student.flatten(0, -2), batch).total
 
 
 # ---- ATKD and OSD: labels shifted inside, pads are targets of nobody, no temperature squared
@@ -45,6 +46,8 @@ def _atkd(loss, inputs, params):
         left_out, ids = left_out[:, 1:], None if ids is None else ids[:, 1:]
     temperature = params.get("temperature", 1.0)
     temperatures = [params.get(f"{who}_temperature", temperature) for who in ("student", "teacher")]
+    if loss.options.get("reverse"):  # the release exchanges the logits and leaves the temperatures where they are
+        temperatures.reverse()
     keep = left_out if loss.kind == "total_variation" else ~left_out  # the release averages what it should leave out
     target = None if loss.kind not in ("dkd", "atkd") else ids
     return _mean(loss, inputs, keep, target, temperatures=temperatures) / params.get("gradient_accumulation_steps", 1)
@@ -88,7 +91,7 @@ def _correlation_masked(inputs, params):
     student, teacher = _tokens(inputs)
     keep = inputs["feature_keep"].bool()
     options = {"off_diagonal": params["lambda_offdiag"], "normalisation": "release", "epsilon": 0.0}
-    term = features.cross_correlation(student, teacher, keep_D=keep, masked="add", **options)
+    term = features.cross_correlation(student, teacher, mask=features.FeatureMask(keep, "add"), **options)
     mse = features.hidden_mse(student[:, keep], teacher[:, keep])
     return params["alpha_corr"] * _mean_of(term) + params["alpha_mse"] * _mean_of(mse)
 
@@ -118,7 +121,7 @@ def _kd4gen_logits(inputs, params):
     student, teacher = (inputs[f"{who}_logits"].flatten(0, 1) for who in ("student", "teacher"))
     over = {loss.name: len(labels)}  # a sequence without targets counts as well
     weights = sequence_weights(labels).flatten()
-    return token_losses([loss], student, labels.flatten(), teacher, weights_N=weights, denominators=over).total
+    return token_losses([loss], student, TokenBatch(labels.flatten(), teacher, weights, denominators=over)).total
 
 
 def _relations(student, teacher, mask, causal, kl):
@@ -210,8 +213,8 @@ def _chunked(inputs, params):
     divergence = TokenLoss("jsd", temperature=temperature, options={"beta": params["beta"]})
     extra = TokenLoss(Kind(_entropy, target=True), weight=0.0, temperature=temperature)
     over = None if over is None else {"jsd": over, "_entropy": 1}
-    args = ([divergence, extra], sides["student"], labels, sides["teacher"])
-    found = token_losses(*args, denominators=over, chunk_rows=3)
+    batch = TokenBatch(labels, sides["teacher"], denominators=over)
+    found = token_losses([divergence, extra], sides["student"], batch, chunk_rows=3)
     return found.total, {"student_entropy_sum": found.terms["_entropy"].sum}
 
 
@@ -225,14 +228,14 @@ def _liger(inputs, params, cosine=False):
     )
     teacher, rows = _head(inputs, "teacher"), params.get("chunk_size")
     ce = TokenLoss("cross_entropy", weight=params["weight_hard_loss"])
-    total = token_losses([ce], hard, labels, chunk_rows=rows).total
+    total = token_losses([ce], hard, TokenBatch(labels), chunk_rows=rows).total
     if cosine:
         kept = labels != IGNORE
         logits = (side.product(slice(None))[kept] for side in (soft, teacher))
         return total + params["weight_soft_loss"] * params["beta"] * _mean_of(features.hidden_cosine(*logits))
     options, weight = {"beta": params["beta"]}, params["weight_soft_loss"]
     jsd = TokenLoss("jsd", weight=weight, temperature=params["temperature"], options=options)
-    return total + token_losses([jsd], soft, labels, teacher, chunk_rows=rows).total
+    return total + token_losses([jsd], soft, TokenBatch(labels, teacher), chunk_rows=rows).total
 
 
 def _head(inputs, who):

@@ -9,6 +9,8 @@ import pytest
 import torch
 from registry import REGISTRY
 
+from raykd.losses import divergences
+
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
 NOT_TRAINED_ON = {"minillm_policy_gradient", "trl_minillm_advantage"}  # rewards of reinforcement learning
 
@@ -66,3 +68,22 @@ def test_kd4gen_relations(kl, causal, hidden, attention):
     states = {"student_states": wave((2, 2, 3, 6), 0.5, 0.2), "teacher_states": wave((2, 4, 3, 4), 0.9, 0.3)}
     found = REGISTRY["kd4gen_attention_relations"]({**states, "attention_mask": MASK}, params)
     assert found.item() == pytest.approx(attention, rel=1e-12)
+
+
+def test_atkd_in_reverse_exchanges_the_logits_and_not_their_temperatures():
+    """The student's logits are divided by the teacher's temperature, and the teacher's by the student's."""
+    student, teacher = 2 * wave((1, 6, 5), 0.7, 0.1), 2 * wave((1, 6, 5), 1.3, 0.4)
+    inputs = {"student_logits": student, "teacher_logits": teacher, "input_ids": torch.tensor([[1, 4, 2, 0, 3, 2]])}
+    inputs["padding_mask"] = torch.zeros(1, 6, dtype=torch.bool)
+    params = {"setting": "reverse", "alpha": 0.3, "shift": "outside", "student_temperature": 2.0}
+    found = REGISTRY["atkd_atkd"](inputs, {**params, "teacher_temperature": 0.5})
+    as_written = {"student_temperature": 2.0, "teacher_temperature": 0.5}
+    first, second = teacher[0] / as_written["student_temperature"], student[0] / as_written["teacher_temperature"]
+    at_N = inputs["input_ids"][0]
+    target, diversity, _ = divergences.target_parts(first.log_softmax(1), second.log_softmax(1), at_N)
+    uncertainty = 1 - first.softmax(1).gather(1, at_N[:, None]).squeeze(1)  # the teacher's, as it was divided
+    easy = uncertainty < uncertainty.median()
+    expected = 0.3 * diversity[easy].mean() + 0.7 * (target + diversity)[~easy].mean()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+    same = REGISTRY["atkd_atkd"](inputs, {**params, "student_temperature": 0.5, "teacher_temperature": 2.0})
+    assert same.item() != pytest.approx(found.item(), rel=1e-3)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from raykd.losses.kinds import LOSSES, TokenLoss
 from raykd.losses.logits import HeadLogits, of_layer, wide
 from raykd.losses.teachers import Sampled, TopK
-from raykd.losses.tokens import IGNORE, LOSSES, TokenLoss, token_losses
+from raykd.losses.tokens import IGNORE, TokenBatch, token_losses
 
 ROWS, HIDDEN, VOCABULARY = 37, 13, 61
 NEAR = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -26,7 +27,8 @@ def dense(hidden, weight, bias, scale=0.7, softcap=4.0):
     return softcap * torch.tanh(scale * (wide(hidden @ weight.T) + bias) / softcap)
 
 
-TEACHERS = [(kind, known) for kind in LOSSES for known in ("head", "logits", "top_k")]
+TOKEN_LOSSES = [name for name, kind in LOSSES.items() if not kind.regression]
+TEACHERS = [(kind, known) for kind in TOKEN_LOSSES for known in ("head", "logits", "top_k")]
 
 
 @pytest.mark.parametrize("dtype", NEAR)
@@ -49,8 +51,8 @@ def test_chunked_is_plain(kind, dtype, known):
     found = []
     for chunked in (True, False):
         tensors = [x.detach().clone().requires_grad_() for x in student]
-        given = HeadLogits((tensors[0],), (tensors[1],), tensors[2], 0.7, 4.0) if chunked else dense(*tensors)
-        result = token_losses(losses, given, labels, side, chunk_rows=5 if chunked else ROWS)
+        logits_or_head = HeadLogits((tensors[0],), (tensors[1],), tensors[2], 0.7, 4.0) if chunked else dense(*tensors)
+        result = token_losses(losses, logits_or_head, TokenBatch(labels, side), chunk_rows=5 if chunked else ROWS)
         result.total.backward()
         found.append((result, tensors))
     (one, ours), (other, plain) = found
@@ -64,7 +66,7 @@ def test_chunked_is_plain(kind, dtype, known):
 def test_positions_without_a_target_never_reach_the_output_layer():
     (hidden, weight, _), _, labels = layers(torch.float64)
     hidden[labels == IGNORE] = float("nan")
-    found = token_losses([TokenLoss("cross_entropy")], HeadLogits((hidden,), (weight,)), labels)
+    found = token_losses([TokenLoss("cross_entropy")], HeadLogits((hidden,), (weight,)), TokenBatch(labels))
     assert found.total.isfinite()
 
 
@@ -86,7 +88,7 @@ def test_one_chunk_of_logits_exists_at_a_time(monkeypatch):
     monkeypatch.setattr(HeadLogits, "product", watched)
     (hidden, weight, bias), teacher, labels = layers(torch.float64)
     sides = HeadLogits((hidden,), (weight,), bias), HeadLogits((teacher[0],), (teacher[1],), teacher[2])
-    token_losses([TokenLoss("jsd")], sides[0], labels, sides[1], chunk_rows=5)
+    token_losses([TokenLoss("jsd")], sides[0], TokenBatch(labels, sides[1]), chunk_rows=5)
     assert len(seen) == 2 * -(-int((labels != IGNORE).sum()) // 5) and max(rows for rows, _ in seen) == 5
 
 
@@ -95,9 +97,9 @@ def test_without_gradients_nothing_is_made_for_them():
     weight.requires_grad_()
     side = HeadLogits((hidden,), (weight,), bias)
     with torch.no_grad():
-        judged = token_losses([TokenLoss("cross_entropy")], side, labels, chunk_rows=5).total
+        judged = token_losses([TokenLoss("cross_entropy")], side, TokenBatch(labels), chunk_rows=5).total
     assert not judged.requires_grad
-    trained = token_losses([TokenLoss("cross_entropy")], side, labels, chunk_rows=5).total
+    trained = token_losses([TokenLoss("cross_entropy")], side, TokenBatch(labels), chunk_rows=5).total
     trained.backward()
     assert trained.item() == judged.item() and weight.grad is not None and hidden.grad is None
 

@@ -42,8 +42,9 @@ def naive_correlation(student, teacher, divisor, off, epsilon, keep=None):
 def test_cross_correlation_is_its_definition(normalisation, masked):
     student, teacher = pair(7, 5)
     keep = torch.tensor([True, False, True, True, False]) if masked else None
-    options = {"normalisation": normalisation, "off_diagonal": 0.1, "epsilon": 1e-3, "keep_D": keep}
-    term = features.cross_correlation(student, teacher, **options, masked=masked or "replace")
+    mask = features.FeatureMask(keep, masked) if masked else None
+    options = {"normalisation": normalisation, "off_diagonal": 0.1, "epsilon": 1e-3}
+    term = features.cross_correlation(student, teacher, **options, mask=mask)
     args = (student.tolist(), teacher.tolist(), 7 * (5 if normalisation == "release" else 1), 0.1, 1e-3)
     expected = naive_correlation(*args, keep)
     expected += naive_correlation(*args) if masked == "add" else 0
@@ -68,7 +69,7 @@ def test_masked_features_alone_are_taught():
     student, teacher = pair(9, 6)
     keep = features.draw_features(6, generator=torch.Generator().manual_seed(0))
     assert 0 < keep.sum() < 6
-    features.cross_correlation(student, teacher, keep_D=keep).sum.backward()
+    features.cross_correlation(student, teacher, mask=features.FeatureMask(keep)).sum.backward()
     assert (student.grad[:, ~keep] == 0).all() and (student.grad[:, keep] != 0).any()
     drawn = torch.stack([features.draw_features(50) for _ in range(200)]).double()
     assert drawn.mean().item() == pytest.approx(0.5, abs=0.03)

@@ -10,17 +10,10 @@ import pytest
 import torch
 
 from raykd.losses import divergences, features
+from raykd.losses.kinds import LOSSES, Kind, TokenLoss
 from raykd.losses.logits import HeadLogits
 from raykd.losses.teachers import Sampled, TopK
-from raykd.losses.tokens import (
-    IGNORE,
-    LOSSES,
-    Kind,
-    TokenLoss,
-    sequence_weights,
-    teacher_uncertainty,
-    token_losses,
-)
+from raykd.losses.tokens import IGNORE, TokenBatch, sequence_weights, teacher_uncertainty, token_losses
 
 NEAR = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 5e-2}
 SIMPLE = sorted(naive.VALUES)
@@ -51,8 +44,10 @@ def sides(rows=6, width=9, dtype=torch.float64, spread=1.0, seed=0):
     return student.requires_grad_(), teacher, torch.randint(0, width, (rows,), generator=generator)
 
 
-def total(kind, student, labels, teacher=None, options=None, **more):
-    return token_losses([TokenLoss(kind, options=options or {})], student, labels, teacher, **more)
+def total(kind, student, labels, teacher=None, options=None, chunk_rows=None, cut_infinite=False, **more):
+    batch = TokenBatch(labels, teacher, **more)
+    loss = TokenLoss(kind, options=options or {})
+    return token_losses([loss], student, batch, chunk_rows=chunk_rows, cut_infinite=cut_infinite)
 
 
 def value(kind, student, teacher, target, temperature=1.0, **options):
@@ -90,7 +85,7 @@ def test_temperature_and_its_square(kind, temperature):
     for squared in (None, True, False):
         loss = TokenLoss(kind, temperature=temperature, squared=squared)
         factor = temperature**2 if (LOSSES[kind].squared if squared is None else squared) else 1
-        got = token_losses([loss], student, labels, teacher).total.item()
+        got = token_losses([loss], student, TokenBatch(labels, teacher)).total.item()
         assert got == pytest.approx(factor * expected, rel=1e-9)
 
 
@@ -267,7 +262,7 @@ def test_kl_is_target_part_and_uncertainty_times_diversity_part():
 def test_atkd_of_one_group_with_diversity_weighed_is_kl(reverse):
     student, teacher, labels = sides()
     one = TokenLoss("atkd", easy_weight=0, hard_share=1, options={"weigh_diversity": True, "reverse": reverse})
-    found = token_losses([one], student, labels, teacher).total
+    found = token_losses([one], student, TokenBatch(labels, teacher)).total
     expected = total("reverse_kl" if reverse else "forward_kl", student, labels, teacher).total
     assert found.item() == pytest.approx(expected.item(), rel=1e-9)
     got, want = (torch.autograd.grad(x, student)[0] for x in (found, expected))
@@ -318,8 +313,8 @@ def test_the_mean_over_sequences():
 def test_several_losses_share_one_pass():
     student, teacher, labels = sides()
     losses = [TokenLoss("cross_entropy", weight=0.3), TokenLoss("jsd", weight=0.7, temperature=2.0)]
-    found = token_losses(losses, student, labels, teacher)
-    alone = [token_losses([loss], student, labels, teacher).total for loss in losses]
+    found = token_losses(losses, student, TokenBatch(labels, teacher))
+    alone = [token_losses([loss], student, TokenBatch(labels, teacher)).total for loss in losses]
     assert found.total.item() == pytest.approx(sum(alone).item())
     assert found.terms["jsd"].sum.item() == pytest.approx(found.values["jsd"].sum().item())
 
@@ -330,7 +325,8 @@ def bounded(student_NE, teacher_NE, at_N, power=2.0):
 
 def test_a_loss_of_ones_own():
     student, teacher, labels = sides()
-    found = token_losses([TokenLoss(Kind(bounded, target=True), options={"power": 3.0})], student, labels, teacher)
+    loss = TokenLoss(Kind(bounded, target=True), options={"power": 3.0})
+    found = token_losses([loss], student, TokenBatch(labels, teacher))
     expected = (student.softmax(1) - teacher.softmax(1)).abs().pow(3).sum(1).mean()
     assert found.total.item() == pytest.approx(expected.item()) and list(found.terms) == ["bounded"]
 
@@ -401,7 +397,8 @@ def test_top_k_at_another_temperature_is_zero_at_equality():
     _, teacher, labels = sides()
     logprobs, ids = teacher.log_softmax(1).topk(4, 1)
     loss = TokenLoss("forward_kl", temperature=2.0)
-    assert token_losses([loss], teacher, labels, TopK(ids, logprobs)).total.item() == pytest.approx(0, abs=1e-12)
+    same = token_losses([loss], teacher, TokenBatch(labels, TopK(ids, logprobs)))
+    assert same.total.item() == pytest.approx(0, abs=1e-12)
 
 
 def test_many_drawn_targets_have_the_dense_gradient():
@@ -438,8 +435,9 @@ def test_counts_are_draws_and_zero_is_padding():
         ([TokenLoss("jsd")], "drawn", {}, "jsd at temperature 1 cannot be known from drawn tokens"),
         ([TokenLoss("soft_cross_entropy", temperature=2)], "drawn", {}, "at temperature 2 cannot be known"),
         ([TokenLoss("jsd")], "zero", {}, "tail is bucket, renormalise or refuse, not 'zero'"),
-        ([TokenLoss("jsd")], "wide", {}, "over 9 tokens, the teacher's 12: say with columns"),
-        ([TokenLoss("jsd")], "dense", {"columns": 5}, "target ids must lie below 5, found"),
+        ([TokenLoss("jsd")], "wide", {}, "over 9 tokens, the teacher's 12: say with shared_vocab_size"),
+        ([TokenLoss("jsd"), TokenLoss("mse")], "dense", {}, "mse is a loss of a regression"),
+        ([TokenLoss("jsd")], "dense", {"shared_vocab_size": 5}, "target ids must lie below 5, found"),
     ],
 )
 def test_what_does_not_go_together_is_refused(losses, teacher, more, message):
@@ -449,12 +447,12 @@ def test_what_does_not_go_together_is_refused(losses, teacher, more, message):
     known = {"dense": dense, "drawn": Sampled(ids, ids + 1), "zero": TopK(ids, ids.double(), "zero")}
     known["wide"] = torch.cat([dense, dense[:, :3]], 1)
     with pytest.raises(ValueError, match=message):
-        token_losses(losses, student, labels, known.get(teacher), **more)
+        token_losses(losses, student, TokenBatch(labels, known.get(teacher)), **more)
 
 
 def test_every_loss_has_a_reference_a_docstring_and_a_line_on_its_page():
     page = (Path(__file__).parents[2] / "docs" / "losses.md").read_text()
-    assert set(LOSSES) == {*naive.VALUES, "atkd"}
+    assert set(LOSSES) == {*naive.VALUES, "atkd", "mse", "teacher_mse"}
     for name, kind in LOSSES.items():
         assert inspect.getdoc(kind.values)
         (line,) = [line for line in page.splitlines() if re.match(rf"\| `{name}(\(|`)", line)]
@@ -468,6 +466,6 @@ def test_the_pages_own_loss_works():
     found: dict = {}
     exec(page.rsplit("```python", 1)[1].split("```")[0], found)
     student, teacher, labels = sides()
-    value = token_losses([found["loss"]], student, labels, teacher).total
+    value = token_losses([found["loss"]], student, TokenBatch(labels, teacher)).total
     apart = student.softmax(1).sqrt() - teacher.softmax(1).sqrt()
     assert value.item() == pytest.approx(0.5 * apart.square().sum(1).mean().item())

@@ -1,4 +1,4 @@
-"""Where sequences and the teacher's side come from: every way gives the loop the same, as far as it can know."""
+"""Where sequences and the teacher's outputs come from: every source gives the loop the same, as far as it can."""
 
 import json
 import threading
@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from conftest import LLAMA, pairs, write_rows
 
-from raykd import models
 from raykd.data import prompts
 from raykd.data.examples import Example, save_examples, save_rows
 from raykd.data.prompts import PromptEncoder
+from raykd.data.sources import FileSource, StoredSource
 from raykd.engines.engine import EngineConfig, open_engine
 from raykd.errors import ModelError, RecipeError, TrainingError
+from raykd.models.tokenizers import load_tokenizer
 from raykd.recipe.generation import (
     HiddenPayload,
     SampledPayload,
@@ -25,21 +26,25 @@ from raykd.recipe.generation import (
     TopKPayload,
     TransformersEngine,
 )
+from raykd.recipe.losses import Loss
 from raykd.recipe.models import FromConfig
 from raykd.recipe.training import Gold, Mixture, PseudoTargets, Training
 from raykd.stages.labelling import PROMPTS
-from raykd.store.schema import shard_table
 from raykd.store.open import open_store
+from raykd.store.schema import shard_table
 from raykd.store.store import Store
 from raykd.store.write import write_shard
 from raykd.training import loop
 from raykd.training.dataset import ChunkReader, EncodedDataset
 from raykd.training.encode import Limits, encode_source
-from raykd.training.job import TrainingSpec
+from raykd.training.job import MarkedSource, TrainingSpec
 from raykd.training.loop import train
 from raykd.training.sequences import targets_of_epoch
-from raykd.training.sources import FileSource, StoredSource
+from raykd.training.teachers import InProcessTeacher
 
+BERT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+RULES = {"name": "t", "input_tokens": 99, "target_tokens": 99, "bad_rows": 0}
+RULES |= {"long_targets": "refuse", "empty_targets": "keep"}
 PAYLOADS = {
     "top_k": TopKPayload(kind="top_k", k=20),  # all the tokens there are
     "hidden": HiddenPayload(kind="hidden"),
@@ -98,7 +103,7 @@ def stored(folder: Path, answered, kind: str, rows: slice = slice(None), close: 
     )
 
 
-def job(folder: Path, tokenizer, model, source, **changes) -> TrainingSpec:
+def training_spec(folder: Path, tokenizer, model, source, **changes) -> TrainingSpec:
     settings = {
         "learning_rate": 0.01,
         "max_steps": 4,
@@ -113,20 +118,18 @@ def job(folder: Path, tokenizer, model, source, **changes) -> TrainingSpec:
         model=FromConfig(kind="config", model_type="llama", settings=LLAMA),
         tokenizer=str(tokenizer),
         training=Training(**settings),
-        source=(source,),
-        dev=None,
+        rows=MarkedSource((source,), "store"),
         student=PromptEncoder(str(tokenizer), "{input} =>"),
         teacher=PromptEncoder(str(model), "{input} =>"),
         folder=str(folder / "train"),
         tokens=str(folder / "tokens"),
-        marks=("store", ""),
         seed=1,
         threads=1,
     )
 
 
-def log(task: TrainingSpec) -> list[dict]:
-    lines = [json.loads(line) for line in (Path(task.folder) / "log.jsonl").read_text().splitlines()]
+def log(spec: TrainingSpec) -> list[dict]:
+    lines = [json.loads(line) for line in (Path(spec.folder) / "log.jsonl").read_text().splitlines()]
     for line in lines:
         [line.pop(name, None) for name in ("seconds", "tokens_per_second")]
     return lines
@@ -142,9 +145,11 @@ def test_what_is_stored_teaches_as_the_teacher_itself_does(
         for side in ("store", "in_process"):
             own = tmp_path / name / side
             where = {"kind": side} | ({"dtype": "float32"} if side == "in_process" else {})
-            task = job(own, shared_tokenizer, teacher, stored(own, answered, name), losses=losses, teacher=where)
-            train(task, lambda metrics, folder: None)
-            found[name, side] = np.array([[line.get("loss", line.get("dev_loss"))] for line in log(task)])
+            spec = training_spec(
+                own, shared_tokenizer, teacher, stored(own, answered, name), losses=losses, teacher=where
+            )
+            train(spec, lambda metrics, folder: None)
+            found[name, side] = np.array([[line.get("loss", line.get("dev_loss"))] for line in log(spec)])
     for name, first, later in (("top_k", 1e-3, 0.05), ("hidden", 1e-3, 0.05), ("sampled", 0.05, 0.2)):
         stored_one, itself = found[name, "store"], found[name, "in_process"]
         np.testing.assert_allclose(stored_one[0], itself[0], rtol=first)
@@ -155,21 +160,15 @@ def test_what_is_stored_teaches_as_the_teacher_itself_does(
 class Scorer:
     """As actors are, in this process."""
 
-    def __init__(self, teacher, columns, k):
-        from raykd.training.teachers import InProcessTeacher
+    def __init__(self, teacher, shared_vocab_size, k):
+        self.teacher = InProcessTeacher(PromptEncoder(str(teacher), ""), "float32", "cpu", shared_vocab_size)
+        self.k = k
 
-        self.teacher, self.k, self.asked = (
-            InProcessTeacher(PromptEncoder(str(teacher), ""), "float32", "cpu", columns),
-            k,
-            0,
-        )
+    def ask(self, tensors):
+        return self.teacher.top_k(tensors, self.k)
 
-    def ask(self, teacher):
-        self.asked += 1
-        return self.teacher.top_k(teacher, self.k)
-
-    def answer(self, asked):
-        return asked
+    def wait(self, request):
+        return request
 
 
 def test_a_scorer_teaches_as_well(tmp_path, shared_tokenizer, tiny_models, answered):
@@ -177,20 +176,27 @@ def test_a_scorer_teaches_as_well(tmp_path, shared_tokenizer, tiny_models, answe
     for side in ("remote", "in_process"):
         own, where = tmp_path / side, {"kind": side, "dtype": "float32"}
         losses = {"forward_kl": {"temperature": 2.0}, "dkd": {}}
-        task = job(own, shared_tokenizer, teacher, stored(own, answered, "text"), losses=losses, teacher=where)
+        spec = training_spec(
+            own, shared_tokenizer, teacher, stored(own, answered, "text"), losses=losses, teacher=where
+        )
         scorer = Scorer(teacher, 20, 100) if side == "remote" else None
-        train(task, lambda metrics, folder: None, scorer=scorer)
-        found.append([line["dev_loss"] for line in log(task) if "dev_loss" in line])
+        train(spec, lambda metrics, folder: None, scorer=scorer)
+        found.append([line["dev_loss"] for line in log(spec) if "dev_loss" in line])
     assert found[0] == pytest.approx(found[1], rel=1e-5) and any(found[0])
 
 
 def test_what_the_store_lacks_is_one_line(tmp_path, shared_tokenizer, tiny_models, answered):
     source = stored(tmp_path, answered, "text")
-    task = job(tmp_path, shared_tokenizer, tiny_models["llama"], source, losses={"forward_kl": {}})
+    spec = training_spec(tmp_path, shared_tokenizer, tiny_models["llama"], source, losses={"forward_kl": {}})
     with pytest.raises(RecipeError, match="train: losses.forward_kl needs the teacher's side, and the rows are texts"):
-        train(task, lambda metrics, folder: None)
+        train(spec, lambda metrics, folder: None)
     with pytest.raises(ModelError, match="losses.forward_kl needs a teacher"):
-        train(replace(task, teacher=None), lambda metrics, folder: None)
+        train(replace(spec, teacher=None), lambda metrics, folder: None)
+    alone = spec.training.model_copy(update={"losses": {"teacher_mse": Loss()}})
+    student = replace(spec.student, task="regression")
+    spec = replace(spec, model=FromConfig(kind="config", model_type="bert", settings=BERT), student=student)
+    with pytest.raises(RecipeError, match="train: losses.teacher_mse needs the teacher's side, and the rows are texts"):
+        train(replace(spec, training=alone), lambda metrics, folder: None)
 
 
 def test_a_student_follows_a_store_that_is_still_written(tmp_path, shared_tokenizer, tiny_models, answered):
@@ -215,12 +221,12 @@ def test_a_student_follows_a_store_that_is_still_written(tmp_path, shared_tokeni
         writer = threading.Thread(target=land)
         if slowly:
             writer.start()
-        task = job(own, shared_tokenizer, teacher, source, **changes)
-        result = train(task, lambda metrics, folder: None)
+        spec = training_spec(own, shared_tokenizer, teacher, source, **changes)
+        result = train(spec, lambda metrics, folder: None)
         if slowly:
             writer.join()
         assert result["stats"]["rows"] + result["stats"]["dev_rows"] == 59
-        logs.append(log(task))
+        logs.append(log(spec))
     assert logs[0] == logs[1] and logs[0][-1]["step"] > 10
     assert logs[0][-2]["epoch"] == pytest.approx(2)
 
@@ -228,9 +234,9 @@ def test_a_student_follows_a_store_that_is_still_written(tmp_path, shared_tokeni
 def test_a_teacher_that_stops_ends_who_follows_it(tmp_path, shared_tokenizer, tiny_models, answered):
     source = replace(stored(tmp_path, answered, "top_k", slice(0, 20), close=False), follow=True)
     (tmp_path / "pass.json").write_text(json.dumps({"refused": [], "failed": "the engine died"}))
-    task = job(tmp_path, shared_tokenizer, tiny_models["llama"], source, losses={"forward_kl": {}})
+    spec = training_spec(tmp_path, shared_tokenizer, tiny_models["llama"], source, losses={"forward_kl": {}})
     with pytest.raises(TrainingError, match="the teacher, which is followed, stopped: the engine died"):
-        train(task, lambda metrics, folder: None)
+        train(spec, lambda metrics, folder: None)
 
 
 # four rows: two samples; two samples and gold; gold alone; one sample
@@ -271,10 +277,10 @@ def test_gold_is_a_further_target_of_the_same_input(tmp_path, shared_tokenizer, 
     save_examples(gold, [Example(r["id"], r["input"], r["target"]) for r in pairs(60)])
     source = replace(stored(tmp_path, answered, "text"), gold=str(gold))
     reading = PromptEncoder(str(shared_tokenizer), "{input} =>")
-    limits = Limits("train", 99, 99, "refuse", "keep", 0)
+    limits = Limits(**RULES | {"name": "train"})
     encode_source(tmp_path / "s.arrow", (source,), reading, None, limits)
     found = EncodedDataset(ChunkReader(tmp_path / "s.arrow").more())
-    tokenizer = models.load_tokenizer(str(shared_tokenizer))
+    tokenizer = load_tokenizer(str(shared_tokenizer))
     assert len(found) == 60 and np.diff(found.first).tolist() == [3] * 60 and found.gold.sum() == 60
     row = 17
     text = tokenizer.decode(found.source(row)).removesuffix(" =>")
@@ -286,18 +292,17 @@ def test_rows_that_do_not_fit(tmp_path, shared_tokenizer):
     source = FileSource(str(write_rows(tmp_path / "rows.jsonl", rows)))
     reading = PromptEncoder(str(shared_tokenizer), "{input}", encoder=True)
 
-    def written(*rules):
-        about = encode_source(tmp_path / "s.arrow", source, reading, None, Limits("t", 9, 6, *rules))
+    def written(**rules):
+        about = encode_source(tmp_path / "s.arrow", source, reading, None, Limits(**RULES | rules))
         return about, EncodedDataset(ChunkReader(tmp_path / "s.arrow").more())
 
-    about, found = written("refuse", "refuse", 1)
+    about, found = written(input_tokens=9, target_tokens=6, empty_targets="refuse", bad_rows=1)
     assert (
-        about == {"rows": 2, "bad_rows": [{"row": "b", "reason": "target is empty"}], "cut": 0, "empty": 0, "missing": 0}
+        about
+        == {"rows": 2, "bad_rows": [{"row": "b", "reason": "target is empty"}], "cut": 0, "empty": 0, "missing": 0}
         and len(found) == 2
     )
-    limits = Limits("t", 9, 3, "cut", "keep", 0)
-    about = encode_source(tmp_path / "s.arrow", source, reading, None, limits)
-    found = EncodedDataset(ChunkReader(tmp_path / "s.arrow").more())
+    about, found = written(input_tokens=9, target_tokens=3, long_targets="cut")
     assert (
         about["cut"] == 2 and about["empty"] == 1 and about["rows"] == 3 and found.target_lengths.tolist() == [3, 1, 3]
     )

@@ -17,18 +17,18 @@ from conftest import LLAMA, T5, pairs, write_rows
 from safetensors.torch import load_file
 
 from raykd.data.prompts import PromptEncoder
+from raykd.data.sources import FileSource
 from raykd.recipe.models import FromConfig
 from raykd.recipe.training import Training
 from raykd.training import loop
-from raykd.training.job import TrainingSpec
+from raykd.training.job import MarkedSource, TrainingSpec
 from raykd.training.loop import train
-from raykd.training.sources import FileSource
 from raykd.training.trackers import Log
 
 KD = {"cross_entropy": {"weight": 0.3}, "forward_kl": {"weight": 0.5, "temperature": 2.0}, "atkd": {"hard_share": 0.3}}
 
 
-def job(folder: Path, tokenizer: Path, kind: str, teacher: Path | None = None, **changes) -> TrainingSpec:
+def training_spec(folder: Path, tokenizer: Path, kind: str, teacher: Path | None = None, **changes) -> TrainingSpec:
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"learning_rate": 0.01, "max_steps": 12, "batch_tokens": 160, "evaluate_every": 4} | changes
     settings |= {"precision": "float64", "holdout": 0.1, "teacher": {"kind": "in_process", "dtype": "float64"}}
@@ -38,20 +38,18 @@ def job(folder: Path, tokenizer: Path, kind: str, teacher: Path | None = None, *
         model=FromConfig(kind="config", model_type=kind, settings=T5 if kind == "t5" else LLAMA),
         tokenizer=str(tokenizer),
         training=Training(**settings),
-        source=FileSource(str(write_rows(folder / "rows.jsonl", pairs(60)))),
-        dev=None,
+        rows=MarkedSource(FileSource(str(write_rows(folder / "rows.jsonl", pairs(60)))), "rows"),
         student=PromptEncoder(str(tokenizer), prompt, encoder=kind == "t5"),
         teacher=PromptEncoder(str(teacher), prompt, encoder=kind == "t5") if teacher else None,
         folder=str(folder),
         tokens=str(folder / "tokens"),
-        marks=("rows", ""),
         seed=1,
         threads=1,
     )
 
 
 def run(
-    job: TrainingSpec,
+    spec: TrainingSpec,
     world: int = 1,
     killed_at: int | None = None,
     resume: Path | None = None,
@@ -62,13 +60,13 @@ def run(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     try:
-        mp.spawn(_worker, (world, port, job, killed_at, resume, kept), nprocs=world)
+        mp.spawn(_worker, (world, port, spec, killed_at, resume, kept), nprocs=world)
     except mp.ProcessExitedException:
         assert killed_at
 
 
 def _worker(
-    rank: int, world: int, port: int, job: TrainingSpec, killed_at: int | None, resume: Path | None, kept: Path | None
+    rank: int, world: int, port: int, spec: TrainingSpec, killed_at: int | None, resume: Path | None, kept: Path | None
 ):
     loop.LOG_EVERY = 1
     if world > 1:
@@ -87,7 +85,7 @@ def _worker(
         if kept:  # as Ray does: every worker's part in one folder
             shutil.copytree(folder, kept / str(metrics["step"]), dirs_exist_ok=True)
 
-    train(job, report, resume)
+    train(spec, report, resume)
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -122,14 +120,14 @@ KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("t5", "llama", 
 
 @pytest.fixture(scope="module", params=["t5 distilled", *KINDS])
 def straight(request, tmp_path_factory, shared_tokenizer, tiny_models):
-    """(how to make a job in a folder, the folder of one that ran at once, its checkpoints)."""
+    """(how to make a spec in a folder, the folder of one that ran at once, its checkpoints)."""
     kind, _, how = request.param.partition(" ")
     changes = {"losses": KD} if how else {}
     changes |= {"reduction": "sequences"} if "sequences" in how else {}
     folder = tmp_path_factory.mktemp("straight")
 
     def make(where: Path, **more) -> TrainingSpec:
-        return job(where, shared_tokenizer, kind, tiny_models[kind] if how else None, **changes, **more)
+        return training_spec(where, shared_tokenizer, kind, tiny_models[kind] if how else None, **changes, **more)
 
     run(make(folder / "train"), kept=folder / "kept")
     values = [value for one in losses(folder / "train").values() for value in one]
@@ -150,17 +148,17 @@ def test_however_a_batch_is_cut(straight, tmp_path, name):
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 2), (2, 1)])
 def test_killed_and_resumed(straight, tmp_path, before, after):
     make, folder, _ = straight
-    task, kept = make(tmp_path / "train"), tmp_path / "kept"
-    run(task, before, killed_at=7, kept=kept)
+    spec, kept = make(tmp_path / "train"), tmp_path / "kept"
+    run(spec, before, killed_at=7, kept=kept)
     assert max(losses(tmp_path / "train")) == 7 and [p.name for p in kept.iterdir()] == ["4"]
-    run(task, after, resume=kept / "4")
+    run(spec, after, resume=kept / "4")
     same(folder, tmp_path / "train")
 
 
 @pytest.mark.timeout(300)
 def test_a_checkpoint_of_a_student_in_parts_is_read_by_one_worker(straight, tmp_path):
     make, folder, _ = straight
-    task, kept = make(tmp_path / "train"), tmp_path / "kept"
-    run(replace(task, parallel="fsdp"), 2, killed_at=7, kept=kept)
-    run(task, 1, resume=kept / "4")
+    spec, kept = make(tmp_path / "train"), tmp_path / "kept"
+    run(replace(spec, parallel="fsdp"), 2, killed_at=7, kept=kept)
+    run(spec, 1, resume=kept / "4")
     same(folder, tmp_path / "train")
