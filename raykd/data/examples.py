@@ -1,4 +1,4 @@
-"""TODO: docstring."""
+"""Examples: inputs, and the targets and references that are known for them; their parquet files and chunks."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ EXAMPLES = pa.schema(
 class Lineage:
     """Where a pseudo-target is from.
 
-    by         "teacher", or the name of the training whose student wrote it; several with + between, of a vote
-    round      0: the teacher's; partition  that its input is in
-    score      mean natural log-probability of its tokens to who wrote it; None where that is not known
+    by         "teacher", or the name of the training whose student wrote it; after a vote, several with + between
+    round      of MCKD; 0: the teacher's
+    partition  that its input is in
+    score      mean natural log-probability of its tokens to the model that wrote it; None where that is not known
     agreement  0 to 1: the share of votes for it, or its score in the consistency filter; None where there was neither
     """
 
@@ -42,7 +43,7 @@ class Lineage:
 class Example:
     """An input, and what is known to be right for it. `references` are further right targets, for scoring only.
 
-    A pseudo-target counts for `weight` in the loss, and has a lineage.
+    An example whose target is a pseudo-target has a lineage, and counts for `weight` in the loss.
     """
 
     id: str
@@ -52,14 +53,17 @@ class Example:
     weight: float = 1.0
     lineage: Lineage | None = None
 
-    def right_answers(self) -> list[str]:
+    def references_with_target(self) -> list[str]:
         """The target, then the references, without duplicates; empty where nothing is known."""
         known = (self.target, *self.references)
-        return list(dict.fromkeys(answer for answer in known if answer is not None))
+        return list(dict.fromkeys(text for text in known if text is not None))
 
 
 def save_rows(path: Path, rows: Iterable[tuple], schema: pa.Schema) -> int:
-    """Write rows to a parquet file as they come, whole or not at all; returns how many."""
+    """Write rows, tuples in the schema's order, to a parquet file as they come, whole or not at all.
+
+    Returns how many.
+    """
     part = path.with_name(f".{path.name}.part")
     count = 0
     with pq.ParquetWriter(part, schema, compression="zstd") as file:
@@ -72,7 +76,7 @@ def save_rows(path: Path, rows: Iterable[tuple], schema: pa.Schema) -> int:
 
 
 def save_examples(path: Path, examples: Iterable[Example]) -> int:
-    """`save` of examples; `load` reads them."""
+    """Write examples to a parquet file, as `save_rows`; returns how many. Weights and lineages are not in it."""
     return save_rows(path, ((e.id, e.input, e.target, list(e.references)) for e in examples), EXAMPLES)
 
 
@@ -80,8 +84,8 @@ def load_examples(path: Path) -> Iterator[Example]:
     """The examples that `save_examples` wrote."""
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(BATCH_ROWS):
-            for name, text, target, references in zip(*(c.to_pylist() for c in batch.columns), strict=True):
-                yield Example(name, text, target, tuple(references))
+            for id_, input_, target, references in zip(*(c.to_pylist() for c in batch.columns), strict=True):
+                yield Example(id=id_, input=input_, target=target, references=tuple(references))
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -92,6 +96,6 @@ def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def chunk_order(count: int, size: int, seed: int) -> list[range]:
-    """Chunks of `size` consecutive rows in the order in which the teacher is asked for them, and a student follows."""
+    """Chunks of `size` consecutive rows, in the order in which the teacher labels them and a student follows."""
     starts = np.random.default_rng([seed, 31]).permutation(math.ceil(count / size)) * size
     return [range(start, min(start + size, count)) for start in starts.tolist()]

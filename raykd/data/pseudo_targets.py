@@ -1,6 +1,6 @@
-"""What becomes of answers before a student learns them: votes, rules for invalid ones, consistency filters, weights.
+"""Pseudo-targets before a student learns them: votes, rules for invalid ones, consistency filters, weights.
 
-Each of these takes pseudo-targets and gives back new ones, in the same order; nothing is changed in place.
+Each function takes pseudo-targets and returns new ones, in the same order; nothing is changed in place.
 """
 
 from __future__ import annotations
@@ -33,8 +33,11 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Pseudo-targets that follow a rule, and how many were invalid, and of those repaired; `dropped`, with reasons."""
+class FilteredByFormat:
+    """The pseudo-targets that a rule keeps, and those that it drops, with reasons.
+
+    `invalid` counts those that were not of the format, `repaired` those of them that are kept repaired.
+    """
 
     kept: list[Example]
     invalid: int
@@ -46,27 +49,27 @@ def save_pseudo_targets(path: Path, examples: Iterable[Example]) -> int:
     """Write pseudo-targets with their lineage to a parquet file of SCHEMA; returns how many."""
 
     def row(example: Example) -> tuple:
-        from_ = example.lineage or Lineage("")
-        lineage = (from_.by, from_.round, from_.partition, from_.score, from_.agreement)
-        return (example.id, example.input, example.target, example.weight, *lineage)
+        lineage = example.lineage or Lineage("")
+        cells = (lineage.by, lineage.round, lineage.partition, lineage.score, lineage.agreement)
+        return (example.id, example.input, example.target, example.weight, *cells)
 
     return save_rows(path, map(row, examples), SCHEMA)
 
 
 def load_pseudo_targets(path: Path) -> list[Example]:
-    """The pseudo-targets that `save` wrote."""
-    rows = pq.read_table(path, schema=SCHEMA).to_pylist()
+    """The pseudo-targets that `save_pseudo_targets` wrote."""
+    of_example = ("id", "input", "target", "weight")
     return [
-        Example(r.pop("id"), r.pop("input"), r.pop("target"), weight=r.pop("weight"), lineage=Lineage(**r))
-        for r in rows
+        Example(**{name: row.pop(name) for name in of_example}, lineage=Lineage(**row))
+        for row in pq.read_table(path, schema=SCHEMA).to_pylist()
     ]
 
 
 def vote(candidates: Sequence[Example]) -> Example:
-    """Of several answers to one input the most frequent, and how many of them it is as `agreement`.
+    """The most frequent of several pseudo-targets of one input; `agreement` is its share of them.
 
-    Of equally frequent ones the one whose writer was surest (score), then the first (self-consistency, Wang et al.,
-    ICLR 2023). Its score is the mean of those who gave it.
+    Of equally frequent ones the one of the highest mean score, then the first (self-consistency, Wang et al., ICLR
+    2023). Its score is the mean of the candidates that are equal to it.
     """
     counts = Counter(candidate.target for candidate in candidates)
     scores: dict[str | None, list[float]] = {}
@@ -86,49 +89,62 @@ def vote(candidates: Sequence[Example]) -> Example:
     return replace(first, lineage=lineage)
 
 
-def filtered_by_format(examples: Sequence[Example], form: Format, rule: str) -> Judged:
-    """What the recipe's rule for invalid answers (keep, drop, repair) leaves of them; beyond repair is dropped."""
+def filtered_by_format(examples: Sequence[Example], form: Format, rule: str) -> FilteredByFormat:
+    """The pseudo-targets that the recipe's rule for invalid ones (keep, drop, repair) leaves.
+
+    Those that cannot be repaired are dropped.
+    """
     kept, dropped, repaired = [], [], 0
     reasons = [form.invalid(example.input, example.target or "") for example in examples]
     for example, reason in zip(examples, reasons, strict=True):
         if reason is None or rule == "keep":
             kept.append(example)
         else:
-            mended = form.repair(example.input, example.target or "") if rule == "repair" else None
-            if mended is None:
+            target = form.repair(example.input, example.target or "") if rule == "repair" else None
+            if target is None:
                 dropped.append((example, reason))
             else:
-                kept.append(replace(example, target=mended))
+                kept.append(replace(example, target=target))
                 repaired += 1
-    return Judged(kept, sum(reason is not None for reason in reasons), repaired, dropped)
+    invalid = sum(reason is not None for reason in reasons)
+    return FilteredByFormat(kept=kept, invalid=invalid, repaired=repaired, dropped=dropped)
 
 
 def with_agreement(
     examples: Sequence[Example], before: Callable[[Example], str | None], metric: Metric
 ) -> list[Example]:
-    """The same with `agreement`: each target's score by the metric, 0 to 1, against what its input had before."""
+    """The same with `agreement`: each target's score by the metric, 0 to 1, against the one before of its input.
 
-    def one(example: Example) -> Example:
-        right = before(example)
-        if right is None or example.lineage is None:
+    `before` returns that target, None where there was none; such an example stays as it is.
+    """
+
+    def scored(example: Example) -> Example:
+        target_before = before(example)
+        if target_before is None or example.lineage is None:
             return example
         try:
-            score = metric([example.target or ""], [[right]]) / 100
-        except DataError:  # the label before holds nothing to score, such as no slot
-            score = float(example.target == right)
+            score = metric([example.target or ""], [[target_before]]) / 100
+        except DataError:  # the target before has nothing to score, such as no slot
+            score = float(example.target == target_before)
         return replace(example, lineage=replace(example.lineage, agreement=score))
 
-    return [one(example) for example in examples]
+    return [scored(example) for example in examples]
 
 
-def with_weights(examples: Sequence[Example], how: str | None) -> list[Example]:
-    """The same with weights: a label's mean probability per token (confidence), or its agreement; at least 0."""
+def with_weights(examples: Sequence[Example], weighting: str | None) -> list[Example]:
+    """The same with weights, at least 0, by the recipe's `weighting`; without one, as they are.
+
+    confidence  exp of the pseudo-target's mean log-probability per token
+    agreement   its agreement
+
+    A pseudo-target without a score, or without agreement, weighs 1.
+    """
 
     def weight(lineage: Lineage) -> float:
-        if how == "confidence":
+        if weighting == "confidence":
             return 1.0 if lineage.score is None else math.exp(min(0.0, lineage.score))
         return 1.0 if lineage.agreement is None else max(0.0, lineage.agreement)
 
-    if how is None:
+    if weighting is None:
         return list(examples)
     return [replace(e, weight=weight(e.lineage)) if e.lineage else e for e in examples]

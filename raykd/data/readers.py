@@ -1,7 +1,7 @@
-"""Rows: read from files, data sets and functions, and checked one by one.
+"""Readers: the rows of files, data sets and functions, as cells by column.
 
-A row becomes an `Example`. One that cannot is a bad row: left out, counted, and reported with its file and line.
-What is wrong with every row, such as a misspelt column, is one error instead.
+A reader yields a row that it cannot read with the reason instead of its cells. An error that concerns every row, such
+as a misspelt column, is raised once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,20 +23,24 @@ from raykd.data.examples import BATCH_ROWS
 from raykd.errors import DataError, RecipeError
 from raykd.recipe.data import DatasetRows, FileRows, FunctionRows, Rows
 
-# A row as a source gives it: its 1-based place, and its cells by column, or the reason why it has none.
-PlacedRow = tuple[int, "dict[str, Any] | str"]
+
+class PlacedRow(NamedTuple):
+    """A row of a source: its place, from 1, and its cells by column, or the reason why it has none."""
+
+    place: int
+    cells: dict[str, Any] | str
 
 
 def source_name(rows: Rows) -> str:
-    """What messages call the source."""
+    """The name of a source in messages."""
     if isinstance(rows, FileRows):
         return rows.path
     return f"{rows.name}[{rows.split}]" if isinstance(rows, DatasetRows) else rows.function
 
 
-def require_columns(name: str, needed: Iterable[str], found: Iterable[Any]) -> None:
-    """Raises DataError for the first needed column that was not found."""
-    names = [str(column) for column in found]
+def require_columns(name: str, needed: Iterable[str], columns: Iterable[Any]) -> None:
+    """Raises DataError for the first needed column that is not among the columns; `name` is the source's."""
+    names = [str(column) for column in columns]
     for column in needed:
         if column in names:
             continue
@@ -48,7 +52,7 @@ def require_columns(name: str, needed: Iterable[str], found: Iterable[Any]) -> N
 
 @contextmanager
 def _opened(path: str) -> Iterator[IO[bytes]]:
-    """The file, open as bytes; raises DataError for what the system or Arrow has against it."""
+    """The file, open as bytes. Raises DataError for what the system or Arrow raises while it is read."""
     if not Path(path).is_file():
         raise DataError(f"{path}: {'is a folder, expected a file' if Path(path).is_dir() else 'no such file'}")
     try:
@@ -63,7 +67,7 @@ def _jsonl(rows: FileRows, wanted: list[str]) -> Iterator[PlacedRow]:
     with _opened(rows.path) as file:
         for line, raw in enumerate(file, start=1):
             if raw.strip():
-                yield line, _json_object(raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw)
+                yield PlacedRow(line, _json_object(raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw))
 
 
 def _json_object(raw: bytes) -> dict[str, Any] | str:
@@ -105,14 +109,14 @@ def _csv_rows(reader: Any, header: list[str]) -> Iterator[PlacedRow]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield line, f"not CSV: {error}"
+            yield PlacedRow(line, f"not CSV: {error}")
             continue
         if not fields:  # a blank line
             continue
         if len(fields) != len(header):
-            yield line, f"{len(fields)} fields, the header has {len(header)}"
+            yield PlacedRow(line, f"{len(fields)} fields, the header has {len(header)}")
         else:
-            yield line, dict(zip(header, fields, strict=True))
+            yield PlacedRow(line, dict(zip(header, fields, strict=True)))
 
 
 def _parquet(rows: FileRows, wanted: list[str]) -> Iterator[PlacedRow]:
@@ -122,9 +126,9 @@ def _parquet(rows: FileRows, wanted: list[str]) -> Iterator[PlacedRow]:
 
 
 def _dataset(rows: DatasetRows, wanted: list[str]) -> Iterator[PlacedRow]:
-    found = _data_set(rows)
-    require_columns(source_name(rows), wanted, found.column_names)
-    batches = found.select_columns(wanted).with_format("arrow").iter(BATCH_ROWS)
+    data_set = _data_set(rows)
+    require_columns(source_name(rows), wanted, data_set.column_names)
+    batches = data_set.select_columns(wanted).with_format("arrow").iter(BATCH_ROWS)
     yield from _arrow_rows(batches, wanted)
 
 
@@ -138,30 +142,30 @@ def _data_set(rows: DatasetRows) -> Any:
     try:
         if not local:
             return datasets.load_dataset(rows.name, rows.config, split=rows.split)
-        found = datasets.load_from_disk(rows.name)
+        saved = datasets.load_from_disk(rows.name)
     except Exception as error:  # of some thirty kinds, from the libraries below `datasets`
         raise DataError(f"{rows.name}: cannot be loaded: {type(error).__name__}: {_first_line(error)}") from None
-    if isinstance(found, datasets.DatasetDict):
-        splits, found = [str(split) for split in found], found.get(rows.split)
+    if isinstance(saved, datasets.DatasetDict):
+        splits, data_set = [str(split) for split in saved], saved.get(rows.split)
     else:
-        splits = [str(found.split or "train")]
-        found = found if rows.split in ("train", *splits) else None
-    if found is None:
+        splits = [str(saved.split or "train")]
+        data_set = saved if rows.split in ("train", *splits) else None
+    if data_set is None:
         raise DataError(f"{rows.name}: no split {rows.split!r}; splits found: {', '.join(splits)}")
-    return found
+    return data_set
 
 
 def _arrow_rows(batches: Iterable[Any], wanted: list[str]) -> Iterator[PlacedRow]:
     columns = ([_cells(batch.column(column)) for column in wanted] for batch in batches)
     rows = (cells for batch in columns for cells in zip(*batch, strict=True))
     for line, cells in enumerate(rows, start=1):
-        yield line, dict(zip(wanted, cells, strict=True))
+        yield PlacedRow(line, dict(zip(wanted, cells, strict=True)))
 
 
 def _cells(column: Any) -> list[Any]:
     try:
         return column.to_pylist()
-    except UnicodeDecodeError:  # Arrow does not check its bytes: find the cells to blame
+    except UnicodeDecodeError:  # Arrow does not check its bytes: decode the cells one by one
         return [_cell(cell) for cell in column]
 
 
@@ -184,17 +188,18 @@ def _function(rows: FunctionRows, wanted: list[str]) -> Iterator[PlacedRow]:
         inspect.signature(function).bind(**rows.arguments)
     except TypeError as error:
         raise RecipeError(f"{rows.function}: arguments: {error}") from None
-    found = function(**rows.arguments)
-    if not isinstance(found, Iterable):
-        raise RecipeError(f"{rows.function}: returned {type(found).__name__}, expected rows")
-    for number, row in enumerate(found, start=1):
-        yield number, row if isinstance(row, dict) else f"{type(row).__name__} {row!r:.40}, expected a dict"
+    returned = function(**rows.arguments)
+    if not isinstance(returned, Iterable):
+        raise RecipeError(f"{rows.function}: returned {type(returned).__name__}, expected rows")
+    for number, row in enumerate(returned, start=1):
+        yield PlacedRow(number, row if isinstance(row, dict) else f"{type(row).__name__} {row!r:.40}, expected a dict")
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+# by the kind of rows in a recipe: reader(rows, wanted columns) -> the source's rows
 READERS: dict[str, Any] = {
     "jsonl": _jsonl,
     "csv": _csv,

@@ -1,4 +1,7 @@
-"""TODO: docstring."""
+"""Rows checked one by one.
+
+A row becomes an `Example`. One that cannot is a bad row: left out, counted, and reported with its file and line.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ ROLES = ("input", "target", "references", "id")
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that was left out; `line` counts from 1, and is None where there are no lines."""
+    """A row that was left out, and why; `line` counts from 1, and is None where there are no lines."""
 
     file: str
     line: int | None
@@ -32,7 +35,7 @@ class BadRows:
         self.rows: list[BadRow] = []
 
     def add(self, file: str, line: int | None, reason: str) -> None:
-        """Keep a bad row. Raises DataError, naming it, if it is one more than tolerated."""
+        """Record a bad row. Raises DataError, naming it, if it is one more than tolerated."""
         self.rows.append(BadRow(file, line, reason))
         if len(self.rows) > self.tolerated:
             where = file if line is None else f"{file}:{line}"
@@ -41,26 +44,26 @@ class BadRows:
 
 
 def read_examples(rows: Rows, bad: BadRows, *, need_target: bool) -> Iterator[Example]:
-    """The good rows of a source, as they are met, `rows.limit` of them at most; the others go to `bad`.
+    """The good rows of a source as examples, while they are read, `rows.limit` at most; bad rows are added to `bad`.
 
-    An id that a row does not give is `<file's stem>:<line>` for a file, else the row's index from 0. Optional cells may
-    be empty. A reference list may be a single text, which is all that a CSV cell can be.
+    A row without an id is named `<file's stem>:<line>` for a file, else by its index from 0. Optional cells may be
+    empty. A reference list may be a single text, which is all that a CSV cell can be.
 
     Raises DataError for a source that cannot be read, a column that no row has, a source without a good row, and
-    one bad row more than tolerated; RecipeError for a recipe that cannot mean this source.
+    one bad row more than tolerated; RecipeError for a recipe that does not fit the source.
     """
     name = source_name(rows)
     columns = _columns(rows, need_target)
     wanted = list(dict.fromkeys(columns.values()))
     needed = wanted
-    if isinstance(rows, FunctionRows):  # its rows say by their keys what they have
+    if isinstance(rows, FunctionRows):  # its rows have their columns as keys
         needed = ["input", "target"] if need_target else ["input"]
-    lines: dict[str, int] | None = {} if "id" in columns else None  # of ids, where they could come twice
+    lines: dict[str, int] | None = {} if "id" in columns else None  # of ids, where an id could come twice
     good = line = 0
-    for line, row in _with_columns(name, needed, READERS[rows.kind](rows, wanted)):
+    for line, cells in _with_columns(name, needed, READERS[rows.kind](rows, wanted)):
         default = f"{Path(rows.path).stem}:{line}" if isinstance(rows, FileRows) else str(line - 1)
         try:
-            example = _example(row, columns, need_target, default)
+            example = _example(cells, columns, need_target, default)
             if lines is not None and lines.setdefault(example.id, line) != line:
                 raise ValueError(f"id {example.id!r} is also that of row {lines[example.id]}")
         except ValueError as error:
@@ -75,18 +78,18 @@ def read_examples(rows: Rows, bad: BadRows, *, need_target: bool) -> Iterator[Ex
 
 
 def _example(row: dict[str, Any] | str, columns: dict[str, str], need_target: bool, default_id: str) -> Example:
-    """The row as an example; raises ValueError with the reason why it cannot be one."""
+    """A row's cells as an example; raises ValueError with the reason why they cannot be one."""
     if isinstance(row, str):
         raise ValueError(row)
     cells = {role: row.get(column) for role, column in columns.items()}
-    text = _text(cells["input"], columns["input"])
+    input_ = _text(cells["input"], columns["input"])
     target = cells.get("target")
     target = _text(target, columns["target"]) if need_target or not _absent(target) else None
     references = cells.get("references")
     references = () if _absent(references) else _references(references, columns["references"])
-    name = cells.get("id")
-    name = default_id if _absent(name) else _id(name, columns["id"])
-    return Example(name, text, target, references)
+    id_ = cells.get("id")
+    id_ = default_id if _absent(id_) else _id(id_, columns["id"])
+    return Example(id=id_, input=input_, target=target, references=references)
 
 
 def _absent(value: Any) -> bool:
@@ -94,7 +97,7 @@ def _absent(value: Any) -> bool:
 
 
 def _text(value: Any, column: str) -> str:
-    """The cell, unchanged; raises ValueError unless it is text that a model can be given and a file can hold."""
+    """The cell, unchanged; raises ValueError unless it is a text that a model can read and a file can hold."""
     if value is None:
         raise ValueError(f"column {column!r} is missing")
     if not isinstance(value, str):
@@ -111,12 +114,12 @@ def _text(value: Any, column: str) -> str:
 
 
 def _references(value: Any, column: str) -> tuple[str, ...]:
-    several = value if isinstance(value, (list, tuple)) else [value]
-    return tuple(_text(one, column) for one in several)
+    texts = value if isinstance(value, (list, tuple)) else [value]
+    return tuple(_text(text, column) for text in texts)
 
 
 def _id(value: Any, column: str) -> str:
-    """Numbers may name a row, unlike anything else that is not text."""
+    """The cell as an id: a text or an integer; raises ValueError for anything else."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value, column)
 
 
@@ -132,23 +135,23 @@ def _columns(rows: Rows, need_target: bool) -> dict[str, str]:
     return {role: column for role, column in named.items() if column is not None}
 
 
-def _with_columns(name: str, needed: list[str], found: Iterable[PlacedRow]) -> Iterator[PlacedRow]:
+def _with_columns(name: str, needed: list[str], rows: Iterable[PlacedRow]) -> Iterator[PlacedRow]:
     """The same rows. Raises DataError before the first of them if no row has a needed column.
 
-    Rows are held back until each needed column was seen: only then is a row without it a bad row of its own.
+    Rows wait until each needed column was seen: only then is a row without it a bad row of its own.
     """
-    unseen, known, held = set(needed), {}, []
-    for line, row in found:
+    unseen, columns, waiting = set(needed), {}, []
+    for row in rows:
         if not unseen:
-            yield line, row
+            yield row
             continue
-        held.append((line, row))
-        if isinstance(row, dict):
-            known.update(dict.fromkeys(row))
-            unseen -= row.keys()
+        waiting.append(row)
+        if isinstance(row.cells, dict):
+            columns.update(dict.fromkeys(row.cells))
+            unseen -= row.cells.keys()
         if not unseen:
-            yield from held
-            held.clear()
-    if known:
-        require_columns(name, needed, known)
-    yield from held
+            yield from waiting
+            waiting.clear()
+    if columns:
+        require_columns(name, needed, columns)
+    yield from waiting

@@ -1,4 +1,4 @@
-"""Which examples a prompt shows: the first ones, others drawn for each input, or the most similar ones."""
+"""Shots, the examples that a prompt shows: the first ones, others drawn for each input, or the most similar ones."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from raykd.data.examples import Example
 from raykd.errors import DataError
 from raykd.recipe.prompts import Shots
 
-COMPARED = 256  # inputs whose similarities to all candidates are held at once
-Chooser = Callable[[list[str]], list[list[Example]]]
+COMPARED = 256  # inputs that are compared with all candidates at once
+Selector = Callable[[list[str]], list[list[Example]]]
 Rank = Callable[[list[str]], list[Sequence[int]]]  # inputs to numbers of candidates, the best first
 
 
-def chooser(shots: Shots | None, rows: Sequence[Example]) -> Chooser:
-    """A function from inputs to the examples of each, in the order in which they are shown, of the candidates `rows`.
+def shot_selector(shots: Shots | None, rows: Sequence[Example]) -> Selector:
+    """A function from inputs to the examples of each, out of the candidates `rows`, in the order of the prompt.
 
-    An input is no example of its own, so it has fewer where there are no others. What is drawn depends on the input
-    and the candidates alone, so that runs with other seeds find the answers in the store. Raises DataError where
-    there are too few candidates.
+    An input is no example of its own, so it has fewer where there are no others. Draws depend on the input and the
+    candidates alone, so that runs with other seeds find the same prompts in the store. Raises DataError where there
+    are too few candidates.
     """
     if shots is None:
         return lambda texts: [[] for _ in texts]
@@ -32,18 +32,18 @@ def chooser(shots: Shots | None, rows: Sequence[Example]) -> Chooser:
         raise DataError(f"prompt.shots.rows: {len(rows)} rows, prompt.shots.count asks for {shots.count}")
     inputs = [row.input for row in rows]
     most = min(len(rows), shots.count + max(Counter(inputs).values()))  # enough when all of one input are left out
-    makers = {"first": _first, "random": _drawn, "bm25": _bm25, "embedding": _embedding}
-    rank = makers[shots.choose](shots, inputs, most)
+    rankings = {"first": _first, "random": _drawn, "bm25": _bm25, "embedding": _embedding}
+    rank = rankings[shots.choose](shots, inputs, most)
     reverse = shots.choose in ("bm25", "embedding") and shots.nearest != "first"
 
-    def choose(texts: list[str]) -> list[list[Example]]:
-        found = []
+    def select(texts: list[str]) -> list[list[Example]]:
+        of_inputs = []
         for text, order in zip(texts, rank(texts), strict=True):
             others = list(itertools.islice((rows[i] for i in order if inputs[i] != text), shots.count))
-            found.append(others[::-1] if reverse else others)
-        return found
+            of_inputs.append(others[::-1] if reverse else others)
+        return of_inputs
 
-    return choose
+    return select
 
 
 def _first(shots: Shots, inputs: list[str], most: int) -> Rank:
@@ -69,15 +69,15 @@ def _bm25(shots: Shots, inputs: list[str], most: int) -> Rank:
         return re.findall(r"\w+|[^\w\s]", text.lower())
 
     index = bm25s.BM25()
-    known = [words(text) for text in inputs]
-    if not any(known):
+    candidates = [words(text) for text in inputs]
+    if not any(candidates):
         raise DataError("prompt.shots.rows: choose: bm25 compares words, and no input has any")
-    index.index(known, show_progress=False)
-    nothing_R = np.zeros(len(known), np.float32)  # for an input without words, which bm25s refuses
+    index.index(candidates, show_progress=False)
+    nothing_R = np.zeros(len(candidates), np.float32)  # for an input without words, which bm25s refuses
 
     def rank(texts: list[str]) -> list[Sequence[int]]:
-        asked = [words(text) for text in texts]
-        return [_best(index.get_scores(some) if some else nothing_R, most) for some in asked]
+        queries = [words(text) for text in texts]
+        return [_best(index.get_scores(query) if query else nothing_R, most) for query in queries]
 
     return rank
 
@@ -88,12 +88,12 @@ def _embedding(shots: Shots, inputs: list[str], most: int) -> Rank:
 
     assert shots.encoder is not None
     embed = embedder(shots.encoder)
-    known_RH = np.nan_to_num(embed(inputs))  # a text without tokens has no direction
+    candidates_RH = np.nan_to_num(embed(inputs))  # a text without tokens has no direction
 
     def rank(texts: list[str]) -> list[Sequence[int]]:
         near: list[Sequence[int]] = []
         for start in range(0, len(texts), COMPARED):
-            near_TR = np.nan_to_num(embed(texts[start : start + COMPARED])) @ known_RH.T
+            near_TR = np.nan_to_num(embed(texts[start : start + COMPARED])) @ candidates_RH.T
             near += [_best(near_R, most) for near_R in near_TR]
         return near
 

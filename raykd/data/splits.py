@@ -1,24 +1,24 @@
-"""TODO: docstring."""
+"""The splits of a run: its examples to label, to learn, to select checkpoints by and to score on, as files."""
 
 from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
 
-from raykd.data.examples import (
-    Example,
-    load_examples,
-)
+from raykd.data.examples import Example, load_examples
 
 
 class Splits:
-    """The rows of a run, on disk until they are asked for. Targets of `unlabelled` serve the report only."""
+    """The recipe's sets of examples, on disk until they are used. Targets of `unlabelled` serve the report only.
+
+    A split that the run does not have is empty.
+    """
 
     def __init__(self, folder: Path, names: list[str]):
         self.folder, self.names = folder, names
 
     def file(self, name: str) -> Path:
-        """The parquet file of a set."""
+        """The parquet file of a split."""
         return self.folder / f"{name}.parquet"
 
     def _examples(self, name: str) -> list[Example]:

@@ -52,7 +52,7 @@ def evaluate_arm(
     def work(folder: Path) -> tuple[dict, dict]:
         predictions = [by_input.get(example.input, "") for example in test]
         rows = (
-            {"id": e.id, "input": e.input, "prediction": prediction, "references": e.right_answers()}
+            {"id": e.id, "input": e.input, "prediction": prediction, "references": e.references_with_target()}
             for e, prediction in zip(test, predictions, strict=True)
         )
         write_text(folder / PREDICTIONS, json_lines(rows))
@@ -100,7 +100,7 @@ def score_pseudo_targets(
     Rows without gold are left out; does nothing where none has gold, or the recipe has no metrics. `about` without a
     round is the teacher's.
     """
-    gold = {example.input: example for example in unlabelled if example.right_answers()}
+    gold = {example.input: example for example in unlabelled if example.references_with_target()}
     known = [example for example in pseudo_targets if example.input in gold]
     if not known or not session.recipe.metrics:
         return
@@ -116,5 +116,5 @@ def score_pseudo_targets(
 
 
 def _scores(session: Session, predictions: list[str], examples: list[Example]) -> dict[str, float]:
-    references = [example.right_answers() for example in examples]
+    references = [example.references_with_target() for example in examples]
     return {name: metrics.get(name)(predictions, references) for name in session.recipe.metrics}

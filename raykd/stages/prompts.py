@@ -64,9 +64,9 @@ def prompt_shots(role: Teacher | Student) -> list[Example]:
 
 
 def _renderer(role: Teacher | Student, folder: str | Path) -> Callable[[list[str]], list[str]]:
-    served = isinstance(role.engine, EndpointEngine)
-    chat = isinstance(role.prompt, Chat) and not served
-    return prompts.renderer(role.prompt, prompt_shots(role), load_tokenizer(folder) if chat else None, served)
+    endpoint = isinstance(role.engine, EndpointEngine)
+    chat = isinstance(role.prompt, Chat) and not endpoint
+    return prompts.renderer(role.prompt, prompt_shots(role), load_tokenizer(folder) if chat else None, endpoint)
 
 
 def write_prompts(session: Session, request: LabellingRequest, folder: Path, path: Path, keys: IO[bytes]) -> int:

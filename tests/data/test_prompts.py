@@ -49,12 +49,14 @@ def test_a_chat_is_written_by_the_tokenizer(shared_tokenizer):
     assert not prompts.special_tokens(prompt) and prompts.special_tokens("{input}")
 
 
-def test_a_served_chat_is_its_turns_and_needs_no_tokenizer():
+def test_a_chat_with_an_endpoint_is_its_turns_and_needs_no_tokenizer():
     prompt = Chat(kind="chat", system="Be brief.", template="Say {input}", shots=first(1))
-    (turns,) = prompts.renderer(prompt, SHOTS, served=True)(["ç"])
+    (turns,) = prompts.renderer(prompt, SHOTS, endpoint=True)(["ç"])
     said = [("system", "Be brief."), ("user", "Say a b"), ("assistant", "A B"), ("user", "Say ç")]
     assert [(turn["role"], turn["content"]) for turn in json.loads(turns)] == said
-    assert json.loads(prompts.renderer(Chat(kind="chat"), served=True)(["c"])[0]) == [{"role": "user", "content": "c"}]
+    assert json.loads(prompts.renderer(Chat(kind="chat"), endpoint=True)(["c"])[0]) == [
+        {"role": "user", "content": "c"}
+    ]
 
 
 def test_each_input_is_shown_its_own_examples():

@@ -42,10 +42,10 @@ def reasons(path, columns=PAIRS, need_target=True):
 # ------------------------------------------------------------------------------------------ good rows
 
 
-def test_right_answers_are_the_target_then_the_references_once_each():
-    assert Example("1", "in", "b", ("a", "b", "c", "a")).right_answers() == ["b", "a", "c"]
-    assert Example("1", "in", None, ("a",)).right_answers() == ["a"]
-    assert Example("1", "in").right_answers() == []
+def test_references_with_the_target_are_the_target_then_the_references_once_each():
+    assert Example("1", "in", "b", ("a", "b", "c", "a")).references_with_target() == ["b", "a", "c"]
+    assert Example("1", "in", None, ("a",)).references_with_target() == ["a"]
+    assert Example("1", "in").references_with_target() == []
 
 
 def test_jsonl_maps_columns_and_names_rows_by_their_line(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from raykd.data.examples import Example
-from raykd.data.shots import chooser
+from raykd.data.shots import shot_selector
 from raykd.errors import DataError
 from raykd.models.load import embedder
 from raykd.models.tokenizers import load_tokenizer
@@ -42,16 +42,17 @@ def encoder(tmp_path_factory, shared_tokenizer) -> str:
 
 
 def test_the_first_are_shown_in_order_but_never_the_input_itself():
-    assert chooser(None, [])(["a", "b"]) == [[], []]
-    assert ids(chooser(of(2), ROWS)(["new", TEXTS[0], TEXTS[4]])) == ["01", "12", "01"]
-    assert ids(chooser(of(2), ROWS[:2])(["new", TEXTS[0]])) == ["01", "1"]  # there is no other
+    assert shot_selector(None, [])(["a", "b"]) == [[], []]
+    assert ids(shot_selector(of(2), ROWS)(["new", TEXTS[0], TEXTS[4]])) == ["01", "12", "01"]
+    assert ids(shot_selector(of(2), ROWS[:2])(["new", TEXTS[0]])) == ["01", "1"]  # there is no other
 
 
 def test_what_is_drawn_depends_on_the_input_alone():
-    choose = chooser(of(3, choose="random"), MANY)
+    select = shot_selector(of(3, choose="random"), MANY)
     texts = [row.input for row in MANY]
-    found = choose(texts)
-    assert found == [choose([text])[0] for text in texts] == chooser(of(3, choose="random"), MANY)(texts[::-1])[::-1]
+    found = select(texts)
+    assert found == [select([text])[0] for text in texts]
+    assert found == shot_selector(of(3, choose="random"), MANY)(texts[::-1])[::-1]
     assert all(len({e.id for e in shown} - {own.id}) == 3 for shown, own in zip(found, MANY, strict=True))
     times = np.bincount([int(e.id) for shown in found for e in shown], minlength=200)
     assert (times > 0).mean() > 0.9 and times.max() < 15  # 3 each on average: nearly all, none again and again
@@ -60,8 +61,8 @@ def test_what_is_drawn_depends_on_the_input_alone():
 
 def test_bm25_puts_the_most_similar_beside_the_input():
     texts = ["PLAY Miles", "flight to Boston!", TEXTS[3]]
-    assert ids(chooser(of(2, choose="bm25"), ROWS)(texts)) == ["23", "10", "02"]
-    assert ids(chooser(of(2, choose="bm25", nearest="first"), ROWS)(texts)) == ["32", "01", "20"]
+    assert ids(shot_selector(of(2, choose="bm25"), ROWS)(texts)) == ["23", "10", "02"]
+    assert ids(shot_selector(of(2, choose="bm25", nearest="first"), ROWS)(texts)) == ["32", "01", "20"]
 
 
 def test_bm25_scores_are_those_of_the_formula():
@@ -77,18 +78,18 @@ def test_bm25_scores_are_those_of_the_formula():
         return idf * doc.count(query) / (doc.count(query) + 1.5 * (0.25 + 0.75 * len(doc) / mean))
 
     for query in (["a"], ["b", "c"], ["a", "a", "j"]):
-        shown = chooser(of(30, choose="bm25", nearest="first"), rows)([" ".join(query).upper()])[0]
+        shown = shot_selector(of(30, choose="bm25", nearest="first"), rows)([" ".join(query).upper()])[0]
         scores = [sum(score(word, docs[int(e.id)]) for word in query) for e in shown]
         assert len(shown) == 30 and scores[0] > 0
         np.testing.assert_array_less(np.diff(scores), 1e-6)
 
 
 def test_bm25_without_a_word_in_common_takes_the_first():
-    choose = chooser(of(2, choose="bm25", nearest="first"), [*ROWS, Example("5", " ", "")])
-    assert ids(choose(["", " \n", "zzz", "?", TEXTS[0], "alarm"])) == [*["01"] * 4, "12", "40"]
+    select = shot_selector(of(2, choose="bm25", nearest="first"), [*ROWS, Example("5", " ", "")])
+    assert ids(select(["", " \n", "zzz", "?", TEXTS[0], "alarm"])) == [*["01"] * 4, "12", "40"]
     rows = [Example(str(i), " ", "x") for i in range(3)]
     with pytest.raises(DataError, match="^prompt.shots.rows: choose: bm25 compares words, and no input has any$"):
-        chooser(of(2, choose="bm25"), rows)
+        shot_selector(of(2, choose="bm25"), rows)
 
 
 def test_embeddings_are_ranked_by_their_cosine(encoder):
@@ -98,12 +99,12 @@ def test_embeddings_are_ranked_by_their_cosine(encoder):
     embed = embedder(encoder)
     near = embed(texts) @ embed([row.input for row in rows]).T
     expected = np.argsort(-near, axis=1)[:, :4]
-    found = chooser(of(4, choose="embedding", encoder=encoder), rows)(texts)
+    found = shot_selector(of(4, choose="embedding", encoder=encoder), rows)(texts)
     same = [
         [e.id for e in shown[::-1]] == [str(i) for i in order] for shown, order in zip(found, expected, strict=True)
     ]
     assert np.mean(same) > 0.98  # but for near ties
-    first = chooser(of(4, choose="embedding", encoder=encoder, nearest="first"), rows)(texts)
+    first = shot_selector(of(4, choose="embedding", encoder=encoder, nearest="first"), rows)(texts)
     assert first == [shown[::-1] for shown in found]
 
 
@@ -112,13 +113,13 @@ def test_an_input_is_never_its_own_example_however_often_it_stands_in_the_rows(c
     inputs = ["a b", "a b", "c d", "a b", "e f"]
     rows = [Example(str(i), text, "x") for i, text in enumerate(inputs)]
     shots = of(2, choose=choose, encoder=encoder if choose == "embedding" else None)
-    assert sorted(chooser(shots, rows)(["a b"])[0], key=lambda e: e.id) == [rows[2], rows[4]]
-    assert [len(shown) for shown in chooser(shots, rows)(["c d", "g h", "g", " h a b"])] == [2] * 4
+    assert sorted(shot_selector(shots, rows)(["a b"])[0], key=lambda e: e.id) == [rows[2], rows[4]]
+    assert [len(shown) for shown in shot_selector(shots, rows)(["c d", "g h", "g", " h a b"])] == [2] * 4
 
 
 @pytest.mark.parametrize("choose", ["first", "random", "bm25"])
 def test_too_few_rows_are_refused_in_one_line(choose):
     with pytest.raises(DataError, match=r"^prompt.shots.rows: 5 rows, prompt.shots.count asks for 6$"):
-        chooser(of(6, choose=choose), ROWS)
+        shot_selector(of(6, choose=choose), ROWS)
     with pytest.raises(DataError, match=r"^prompt.shots.rows: 0 rows, prompt.shots.count asks for 1$"):
-        chooser(of(1, choose=choose), [])
+        shot_selector(of(1, choose=choose), [])

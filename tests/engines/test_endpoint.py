@@ -130,7 +130,7 @@ def test_completions_are_those_of_the_model_itself(served, key, tiny_models):
 def test_a_chat_is_written_by_the_server(served, key):
     shots = Shots(rows=FunctionRows(kind="function", function="nowhere:rows"), count=1)
     prompt = Chat(kind="chat", system="a", template="b {input}", shots=shots)
-    render = prompts.renderer(prompt, [Example("1", "c", "C")], served=True)
+    render = prompts.renderer(prompt, [Example("1", "c", "C")], endpoint=True)
     sampling = Sampling(max_tokens=8, n=8, temperature=1.0)  # a greedy one says the same to every prompt
     with engine_of(served, sampling, api_key_env=NAMED, chat=True) as engine:
         (chats,) = engine.generate(render(["d"]), range(8), [3])

@@ -127,4 +127,4 @@ def test_a_recipe_reads_a_part():
     )
     examples = read_examples(rows, BadRows(0), need_target=True)
     assert [(e.id, e.input) for e in examples] == [(r["id"], r["input"]) for r in cmudict("dev")[:3]]
-    assert all(e.right_answers()[0] == e.target for e in examples)
+    assert all(e.references_with_target()[0] == e.target for e in examples)
