@@ -13,11 +13,12 @@ import pyarrow as pa
 
 from raykd.data import prompts
 from raykd.data.prompts import PromptEncoder
+from raykd.data.sources import FileSource, StoredSource
 from raykd.errors import DataError, TrainingError
 from raykd.models.tokenizers import encode_inputs, encode_targets, load_tokenizer
 from raykd.store.ragged import list_array
 from raykd.training.dataset import PAYLOAD_COLUMNS, encoded_schema
-from raykd.training.sources import FileSource, Row, StoredSource, Target, read_file, read_store
+from raykd.training.sources import Row, Target, read_file, read_store
 
 
 @dataclass(frozen=True)
