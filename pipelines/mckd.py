@@ -133,7 +133,7 @@ def next_round(session: Session, splits: Splits, before: Round) -> Round:
     by_student = [relabellings[i] for i in range(count)]
     parts: list[TrainingRows] = list(select(session, splits, before, by_student))
     if method.exchange == "top_k":
-        parts = [(one.source(j),) for j in range(count) for one in by_student if j in one.partitions]
+        parts = [(student.source(j),) for j in range(count) for student in by_student if j in student.partitions]
     return Round(number, parts, [model.folder for model in models.values()])
 
 
@@ -141,7 +141,7 @@ def select(session: Session, splits: Splits, before: Round, relabellings: list[R
     """The pseudo-targets of each partition, selected of what students wrote by the recipe's rules; they are scored."""
     name, about = f"mckd/round-{before.number + 1}", replace(ARM, round=before.number + 1)
     method, learnt = settings(session), [as_examples(part) for part in before.parts]
-    by_student = [[one.examples(j) for one in relabellings if j in one.partitions] for j in range(len(learnt))]
+    by_student = [[r.examples(j) for r in relabellings if j in r.partitions] for j in range(len(learnt))]
     selected = select_relabelled(session, f"{name}/labels", about, by_student, learnt, method.consistency_filter)
     if method.relabel != "own":
         measure_memorisation(session, f"{name}/memorisation", about, relabellings, learnt)

@@ -87,12 +87,12 @@ def measure_memorisation(
         students = [
             {
                 "partition": part,
-                "seen": agreement(one.stored, OWN, part),
-                "unseen": agreement(one.stored, part_name(one.partitions[0]), one.partitions[0]),
+                "seen": agreement(student.stored, OWN, part),
+                "unseen": agreement(student.stored, part_name(student.partitions[0]), student.partitions[0]),
             }
-            for part, one in enumerate(relabellings)
+            for part, student in enumerate(relabellings)
         ]
         return {"metric": metric, "students": students}, {}
 
-    inputs = {"labellings": [one.stored.mark for one in relabellings], "metric": metric}
+    inputs = {"labellings": [student.stored.mark for student in relabellings], "metric": metric}
     session.stage(name, "memorisation", inputs, work, about)

@@ -82,7 +82,7 @@ def test_votes_retries_rules_and_weights(tmp_path, tiny_models):
     memory = json.loads((run / "mckd/round-1/memorisation/manifest.json").read_text())["results"]["students"]
     assert len(memory) == 3 and all(0 <= one[key] <= 100 for one in memory for key in ("seen", "unseen"))
     report = (run / "report.md").read_text()
-    assert "| teacher/chosen | 400 | 0 | 0 | 0 |" in report and "What students remember" in report
+    assert "| teacher/chosen | 400 | 0 | 0 | 0 |" in report and "What students memorise" in report
 
 
 @pytest.mark.slow
