@@ -168,9 +168,12 @@ def measure(root: Path) -> dict[str, int | str]:
         raise LookupError(f"{root}: no class under raykd/training has a method step")
     starts += [(k[0], f"{k[1]}.forward") for k in code.fields if has_base(code.known[k], "nn.Module")]
     loaders = [k for k in code.known if re.search(r"Loader\.(?!__init__|__exit__)", k[1])]
-    for what, keys in {"one training step": starts, "with its loader": starts + loaders}.items():
+    for name, keys in {"one training step": starts, "with its loader": starts + loaders}.items():
         reached = code.reached(keys)
-        counted |= {f"{what}, lines": sum(reached.values()), f"{what}, files": len({module for module, _ in reached})}
+        counted |= {
+            f"{name}, lines": sum(reached.values()),
+            f"{name}, files": len({module for module, _ in reached}),
+        }
     sizes, parts = largest_files(root), largest_functions(root)
     counted["largest file"] = f"{sizes[0][0]} {sizes[0][1]}"
     counted[f"files above {FILE} lines"] = sum(size > FILE for size, _ in sizes)

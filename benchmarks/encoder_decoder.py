@@ -3,7 +3,7 @@
     python benchmarks/encoder_decoder.py [prompts] [threads]
 
 A T5 of 4+4 layers x 256 with random weights, prompts of 4-60 words, 24 new tokens, greedy. Both arms run in this
-process, in turns, three times; rows per second from the first prompt to the last answer, tokenizing included.
+process, in turns, three times; rows per second from the first prompt to the last pseudo-target, tokenizing included.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ def main() -> None:
         for _ in range(3):
             rate, expected = timed(lambda: naive(tokenizer, model, prompts), count)
             rates["batch 8, file order"].append(rate)
-            rate, found = timed(lambda: [answers[0].text for answers in engine.generate(prompts)], count)
+            rate, texts = timed(lambda: [samples[0].text for samples in engine.generate(prompts)], count)
             rates["raykd"].append(rate)
-    medians = {arm: statistics.median(found) for arm, found in rates.items()}
+    medians = {arm: statistics.median(of_arm) for arm, of_arm in rates.items()}
     print("| arm | rows/s (median of 3) | times |\n|---|---|---|")
     for arm, rate in medians.items():
         print(f"| {arm} | {rate:.1f} | {rate / medians['batch 8, file order']:.1f} |")
-    same = sum(a == b for a, b in zip(found, expected, strict=True))
-    print(f"\nequal answers: {same} of {count}; {threads} threads; budget found: {engine.writing.tokens} tokens")
+    same = sum(a == b for a, b in zip(texts, expected, strict=True))
+    print(f"\nequal texts: {same} of {count}; {threads} threads; token budget: {engine.writing.tokens} tokens")
 
 
 def build(folder: str, words: list[str]) -> None:
@@ -80,10 +80,10 @@ def naive(tokenizer, model, prompts: list[str]) -> list[str]:
         rows = encode_inputs(tokenizer, prompts[at : at + 8], encoder=True)
         batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
         with torch.inference_mode():
-            made = model.generate(
+            outputs = model.generate(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=TOKENS
             )
-        texts += [text.strip() for text in tokenizer.batch_decode(made, skip_special_tokens=True)]
+        texts += [text.strip() for text in tokenizer.batch_decode(outputs, skip_special_tokens=True)]
     return texts
 
 

@@ -1,7 +1,7 @@
 """Time and peak memory of one distillation loss, forward and backward: chunked, plain, and the peers' own.
 
-Every run is a process of its own: its peak is that of its first pass over what lay there before it, its time that of
-the second. The arms take turns. On a GPU the memory is torch's, and its peak is counted with the inputs.
+Every run is a process of its own. Its peak is that of its first pass, less the memory in use before it; its time is
+that of the second pass. The arms take turns. On a GPU the memory is torch's, and the peak includes the inputs.
 
     python benchmarks/losses.py --out losses.json
     python benchmarks/losses.py --positions 8192 --hidden 4096 --vocabulary 128256 --dtype bfloat16
@@ -42,16 +42,16 @@ def inputs(args: argparse.Namespace) -> dict[str, torch.Tensor]:
         drawn = torch.randn(rows, args.hidden, generator=generator, device=device) * scale
         return drawn.to(getattr(torch, args.dtype))
 
-    made = {"hs": draw(args.positions, 1.0), "ws": draw(args.vocabulary, args.hidden**-0.5)}
-    made |= {"ht": draw(args.positions, 1.0), "wt": draw(args.vocabulary, args.hidden**-0.5)}
-    made["labels"] = torch.randint(0, args.vocabulary, (args.positions,), generator=generator, device=device)
+    tensors = {"hs": draw(args.positions, 1.0), "ws": draw(args.vocabulary, args.hidden**-0.5)}
+    tensors |= {"ht": draw(args.positions, 1.0), "wt": draw(args.vocabulary, args.hidden**-0.5)}
+    tensors["labels"] = torch.randint(0, args.vocabulary, (args.positions,), generator=generator, device=device)
     if "top" in args.arm:
-        pieces = [(h @ made["wt"].T).float().log_softmax(1).topk(K) for h in made["ht"].split(256)]
-        made["logprobs"], made["ids"] = (torch.cat([p[i] for p in pieces]) for i in (0, 1))
-        del made["ht"], made["wt"]
-    made["hs"].requires_grad_()
-    made["ws"].requires_grad_()
-    return made
+        pieces = [(h @ tensors["wt"].T).float().log_softmax(1).topk(K) for h in tensors["ht"].split(256)]
+        tensors["logprobs"], tensors["ids"] = (torch.cat([p[i] for p in pieces]) for i in (0, 1))
+        del tensors["ht"], tensors["wt"]
+    tensors["hs"].requires_grad_()
+    tensors["ws"].requires_grad_()
+    return tensors
 
 
 def raykd_chunked(x: dict[str, torch.Tensor], beta: float) -> torch.Tensor:
@@ -59,19 +59,19 @@ def raykd_chunked(x: dict[str, torch.Tensor], beta: float) -> torch.Tensor:
     from raykd.losses.logits import HeadLogits
     from raykd.losses.tokens import TokenBatch, token_losses
 
-    sides = HeadLogits((x["hs"],), (x["ws"],)), HeadLogits((x["ht"],), (x["wt"],))
-    batch = TokenBatch(x["labels"], sides[1])
-    return token_losses([TokenLoss("jsd", options={"beta": beta})], sides[0], batch).total
+    student, teacher = HeadLogits((x["hs"],), (x["ws"],)), HeadLogits((x["ht"],), (x["wt"],))
+    batch = TokenBatch(x["labels"], teacher)
+    return token_losses([TokenLoss("jsd", options={"beta": beta})], student, batch).total
 
 
 def plain(x: dict[str, torch.Tensor], beta: float) -> torch.Tensor:
-    """As one writes it: whole logits, and the mixture by a log-sum-exp."""
+    """The plain way: whole logits, and the mixture by a log-sum-exp."""
     with torch.no_grad():
         teacher = (x["ht"] @ x["wt"].T).float().log_softmax(1)
     student = (x["hs"] @ x["ws"].T).float().log_softmax(1)
     if beta in (0, 1):
-        one, other = (student, teacher) if beta else (teacher, student)
-        return (one.exp() * (one - other)).sum(1).mean()
+        p, q = (student, teacher) if beta else (teacher, student)
+        return (p.exp() * (p - q)).sum(1).mean()
     mixed = torch.logaddexp(student + math.log1p(-beta), teacher + math.log(beta))
     forward = (teacher.exp() * (teacher - mixed)).sum(1)
     return (beta * forward + (1 - beta) * (student.exp() * (student - mixed)).sum(1)).mean()
@@ -83,8 +83,7 @@ def raykd_top_k(x: dict[str, torch.Tensor], beta: float) -> torch.Tensor:
     from raykd.losses.teachers import TopK
     from raykd.losses.tokens import TokenBatch, token_losses
 
-    known = TopK(x["ids"], x["logprobs"], "renormalise")
-    batch = TokenBatch(x["labels"], known)
+    batch = TokenBatch(x["labels"], TopK(x["ids"], x["logprobs"], "renormalise"))
     return token_losses([TokenLoss("forward_kl")], HeadLogits((x["hs"],), (x["ws"],)), batch).total
 
 
@@ -132,7 +131,7 @@ def measure(args: argparse.Namespace) -> dict:
     """Seconds and peak bytes of one pass forward and backward, in this process."""
     torch.set_num_threads(args.threads)
     small = inputs(argparse.Namespace(**{**vars(args), "positions": 96, "vocabulary": 1000}))
-    ARMS[args.arm](small, args.beta).backward()  # what is imported and started is not the loss's memory
+    ARMS[args.arm](small, args.beta).backward()  # memory of imports and of torch's start is not the loss's
     x = inputs(args)
     gpu = x["hs"].is_cuda
 
@@ -168,13 +167,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--peers", help="the Python that has liger-kernel and trl")
-    parser.add_argument("--arm", default="", help="measure one arm here and print it")
+    parser.add_argument("--arm", default="", help="measure one arm in this process and print it")
     parser.add_argument("--out")
     args = parser.parse_args()
     if args.arm:
         print(json.dumps(measure(args)))
         return
-    found: dict[str, list[dict]] = {}
+    results: dict[str, list[dict]] = {}
     arms = [arm for arm in ARMS if args.peers or arm not in PEERS]
     for turn in range(args.runs):
         for arm in arms:
@@ -184,9 +183,9 @@ def main() -> None:
             if ran.returncode:
                 print(f"{arm}: {ran.stderr.strip().splitlines()[-1]}", file=sys.stderr)
                 continue
-            found.setdefault(arm, []).append(json.loads(ran.stdout.splitlines()[-1]))
-            one = found[arm][-1]
-            print(f"run {turn + 1}  {arm:24} {one['seconds']:8.3f} s {one['peak'] / GB:7.2f} GB", file=sys.stderr)
+            result = json.loads(ran.stdout.splitlines()[-1])
+            results.setdefault(arm, []).append(result)
+            print(f"run {turn + 1}  {arm:24} {result['seconds']:8.3f} s {result['peak'] / GB:7.2f} GB", file=sys.stderr)
     machine = (
         torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {args.threads} threads"
     )
@@ -194,12 +193,12 @@ def main() -> None:
     print(f"{shape}; {machine}; torch {torch.__version__}; medians of {args.runs}")
     print("| arm | seconds | of plain | peak GB | of plain | loss |\n|---|---|---|---|---|---|")
     table = {}
-    for arm, runs in found.items():
+    for arm, runs in results.items():
         seconds, peak = (statistics.median(run[name] for run in runs) for name in ("seconds", "peak"))
         table[arm] = {"seconds": seconds, "peak_bytes": peak, "loss": runs[0]["loss"]}
     for arm, row in table.items():
-        of = table["whole logits, top-64" if "top" in arm else "plain"]
-        ratios = row["seconds"] / of["seconds"], row["peak_bytes"] / of["peak_bytes"]
+        baseline = table["whole logits, top-64" if "top" in arm else "plain"]
+        ratios = row["seconds"] / baseline["seconds"], row["peak_bytes"] / baseline["peak_bytes"]
         cells = [f"{row['seconds']:.3f}", f"{ratios[0]:.2f}", f"{row['peak_bytes'] / GB:.2f}", f"{ratios[1]:.2f}"]
         print(f"| {arm} | {' | '.join(cells)} | {row['loss']:.6f} |")
     if args.out:

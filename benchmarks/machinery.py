@@ -1,4 +1,4 @@
-"""What the teacher pass costs without an engine: the shipped scripted engine, which answers with the prompt.
+"""What the teacher pass costs without an engine: the shipped scripted engine, which writes the prompt back.
 
     python benchmarks/machinery.py [ROWS ...]
 
@@ -60,7 +60,7 @@ def prepared(folder: Path, rows: int) -> Path:
 
 
 def model(folder: Path) -> Path:
-    """A folder that names itself a model: the scripted engine opens none, its content still names the store."""
+    """A folder with a model's files: the scripted engine opens no model, but the store's name depends on them."""
     import torch
     from safetensors.torch import save_file
 

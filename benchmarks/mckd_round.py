@@ -4,7 +4,7 @@
 
 FOLDER is a decoder-only model that pronounces words (the demo's fine-tuned teacher: <run>/teacher/fine_tune/model), the
 students are the demo's. Seconds are from the first student's start to the last relabelling's end, workers' and engines'
-start included, in interleaved rounds; the teacher's labels are made once.
+start included, in interleaved rounds; the teacher labels once.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ PLACES = {"at the same time": {"CPU": 1}, "in turn": {"CPU": 5}}  # of a local R
 
 
 def main() -> None:
-    given = argparse.ArgumentParser()
-    given.add_argument("--teacher", required=True)
-    given.add_argument("--rows", type=int, default=16_000)
-    given.add_argument("--steps", type=int, default=1_000)
-    given.add_argument("--rounds", type=int, default=2)
-    settings = given.parse_args()
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in PLACES}
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--rows", type=int, default=16_000)
+    parser.add_argument("--steps", type=int, default=1_000)
+    parser.add_argument("--rounds", type=int, default=2)
+    settings = parser.parse_args()
+    results: dict[str, list[dict[str, float]]] = {way: [] for way in PLACES}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(settings.rounds):
             for way in list(PLACES)[:: -1 if number % 2 else 1]:
-                found[way].append(measured(Path(folder), settings, way, number))
-                print(json.dumps({"way": way, **found[way][-1]}), file=sys.stderr, flush=True)
-    walls = {way: statistics.median(one["wall"] for one in results) for way, results in found.items()}
-    trained = {way: statistics.median(one["trained"] for one in results) for way, results in found.items()}
+                results[way].append(measure(Path(folder), settings, way, number))
+                print(json.dumps({"way": way, **results[way][-1]}), file=sys.stderr, flush=True)
+    walls = {way: statistics.median(result["wall"] for result in of_way) for way, of_way in results.items()}
+    trained = {way: statistics.median(result["trained"] for result in of_way) for way, of_way in results.items()}
     print("| | until both students are trained, s | until both partitions are relabelled, s | of in turn |")
     print("|---|---|---|---|")
     for way in PLACES:
         print(f"| {way} | {trained[way]:.0f} | {walls[way]:.0f} | {walls[way] / walls['in turn']:.2f} |")
 
 
-def measured(folder: Path, settings: argparse.Namespace, way: str, number: int) -> dict[str, float]:
+def measure(folder: Path, settings: argparse.Namespace, way: str, number: int) -> dict[str, float]:
     """Seconds from the first student's start until both are trained, and until both partitions are relabelled."""
     name = f"{way.replace(' ', '-')}-{number}"
     recipe = folder / f"{name}.yaml"
@@ -57,14 +57,14 @@ def measured(folder: Path, settings: argparse.Namespace, way: str, number: int) 
         [json.loads(path.read_text()) for path in at.glob(f"{kind}-*/manifest.json")]
         for kind in ("student", "labels-by")
     )
-    begun = min(one["started"] for one in students)
-    ended = {what: max(s["started"] + s["seconds"] for s in all_) for what, all_ in (("t", students), ("l", labels))}
-    threads = {one["stats"]["threads"] for one in students}
-    return {"wall": ended["l"] - begun, "trained": ended["t"] - begun, "threads": threads.pop()}
+    begun = min(manifest["started"] for manifest in students)
+    trained, relabelled = (max(m["started"] + m["seconds"] for m in manifests) for manifests in (students, labels))
+    threads = {manifest["stats"]["threads"] for manifest in students}
+    return {"wall": relabelled - begun, "trained": trained - begun, "threads": threads.pop()}
 
 
 def tree(folder: Path, settings: argparse.Namespace, name: str, place: dict[str, float]) -> dict:
-    """The demo without its final student's comparisons, its teacher given."""
+    """The demo's recipe without the arms to compare with, and with a teacher that is trained already."""
     demo = yaml.safe_load((ROOT / "pipelines/recipes/demo.yaml").read_text())
     student = demo["student"]
     student["training"] |= {"max_steps": settings.steps, "evaluate_every": settings.steps}

@@ -23,20 +23,20 @@ ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
-    given = argparse.ArgumentParser()
-    given.add_argument("--teacher", required=True)
-    given.add_argument("--rows", type=int, default=60_000)
-    given.add_argument("--rounds", type=int, default=2)
-    settings = given.parse_args()
-    found: dict[bool, list[dict[str, float]]] = {False: [], True: []}
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--rows", type=int, default=60_000)
+    parser.add_argument("--rounds", type=int, default=2)
+    settings = parser.parse_args()
+    results: dict[bool, list[dict[str, float]]] = {False: [], True: []}
     for number in range(settings.rounds):
         for overlap in (False, True) if number % 2 else (True, False):
             with tempfile.TemporaryDirectory() as folder:
-                found[overlap].append(measured(Path(folder), settings.teacher, settings.rows, overlap))
-            print(json.dumps({"overlap": overlap, **found[overlap][-1]}), file=sys.stderr, flush=True)
+                results[overlap].append(measure(Path(folder), settings.teacher, settings.rows, overlap))
+            print(json.dumps({"overlap": overlap, **results[overlap][-1]}), file=sys.stderr, flush=True)
 
     def median(overlap: bool, name: str) -> float:
-        return statistics.median(one[name] for one in found[overlap])
+        return statistics.median(result[name] for result in results[overlap])
 
     teacher, student = median(False, "teacher"), median(False, "student")
     print(
@@ -48,7 +48,7 @@ def main() -> None:
     print(f"| {settings.rows:,} | {teacher:.0f} | {student:.0f} | {walls} | {ratio:.2f} |")
 
 
-def measured(folder: Path, teacher: str, rows: int, overlap: bool) -> dict[str, float]:
+def measure(folder: Path, teacher: str, rows: int, overlap: bool) -> dict[str, float]:
     """Seconds of the labelling, of the training, and from the first's start to the last's end."""
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(tree(folder, teacher, rows, overlap)))

@@ -1,11 +1,11 @@
-"""What a payload costs on disk, and what it leaves of the teacher's distribution, at a vocabulary of 152,000.
+"""What a payload costs on disk, and how much of the teacher's distribution it keeps, at a vocabulary of 152,000.
 
     python benchmarks/payloads.py [positions]
 
 Logits are synthetic: a bell of width 2.5 over the vocabulary, and 60 likely tokens above it. The student is the
-teacher's logits with noise of width 1. Total variation is between what is kept and the teacher's distribution p, per
-position. The error is that of the cross entropy of the student against what is kept, against that of p: its mean over
-positions is a bias, its spread is noise that training averages.
+teacher's logits with noise of width 1. Total variation is between the payload's distribution and the teacher's, per
+position. The error is the difference between the student's cross entropies against the one and against the other: its
+mean over positions is a bias, its spread is noise that training averages.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ def main() -> None:
     logits.scatter_add_(1, likely, 8 + 4 * torch.rand(positions, 60, generator=generator))
     teacher = logits.log_softmax(-1)
     student = (logits + torch.randn(logits.shape, generator=generator)).log_softmax(-1)
-    print("| kept | bytes per token | total variation | error of cross entropy, nats: mean | spread |")
+    print("| payload | bytes per token | total variation | error of cross entropy, nats: mean | spread |")
     print("|---|---|---|---|---|")
     print(f"| everything, bfloat16 | {2 * VOCABULARY:,} | 0 | 0 | 0 |")
     for name, payload in KINDS.items():
-        size, kept = stored(payload, teacher, hidden, generator)
+        size, values = stored(payload, teacher, hidden, generator)
         if payload.kind == "hidden":
-            # the head and the boost make the logits again: what is lost is the rounding of the hidden states
-            again = kept @ head.T
+            # head and boost give the logits again: only the rounding of the hidden states is lost
+            again = values @ head.T
             again.scatter_add_(1, likely, (logits - hidden @ head.T).gather(1, likely) / _times(likely))
-            chances = again.softmax(-1)
+            probabilities = again.softmax(-1)
         else:
-            chances = kept
-        variation = (chances - teacher.exp()).abs().sum(-1) / 2
-        error = -(chances * student).sum(-1) + (teacher.exp() * student).sum(-1)
+            probabilities = values
+        variation = (probabilities - teacher.exp()).abs().sum(-1) / 2
+        error = -(probabilities * student).sum(-1) + (teacher.exp() * student).sum(-1)
         print(f"| {name} | {size:.0f} | {variation.mean():.4f} | {error.mean():+.4f} | {error.std():.3f} |")
     print(f"\n{PUBLISHED}")
 
@@ -74,15 +74,15 @@ def _times(likely: torch.Tensor) -> torch.Tensor:
 def stored(
     payload: Payload, teacher: torch.Tensor, hidden: torch.Tensor, generator: torch.Generator
 ) -> tuple[float, torch.Tensor]:
-    """Bytes per token of the payload's columns on disk; what is read back, as chances or hidden states."""
+    """Bytes per token of the payload's columns on disk; and what is read back, probabilities or hidden states."""
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(folder, {"model": "synthetic"}, payload)
-        answers = []
+        pseudo_targets = []
         for at in range(0, len(teacher), LENGTH):
             part = slice(at, at + LENGTH)
             arrays = recorded(payload, teacher[part], hidden[part], generator)
             ids = np.zeros(len(teacher[part]), np.int32)
-            answers.append(
+            pseudo_targets.append(
                 [
                     PseudoTarget(
                         text="",
@@ -93,8 +93,8 @@ def stored(
                     )
                 ]
             )
-        keys = [number.to_bytes(16, "big") for number in range(len(answers))]
-        write_shard(store, shard_table(keys, range(1), answers, payload))
+        keys = [number.to_bytes(16, "big") for number in range(len(pseudo_targets))]
+        write_shard(store, shard_table(keys, range(1), pseudo_targets, payload))
         names = list(VALUES[payload.kind])
         sizes = describe_store(store)["bytes_per_token_of"]
         (rows,) = (read_rows(store, shard, names) for shard in store.shards())
@@ -120,14 +120,14 @@ def recorded(
 
 
 def read(payload: Payload, columns: dict[str, torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
-    chances = torch.zeros(shape)
-    if isinstance(payload, TopKPayload):  # made to sum to one, as most do
-        kept = columns["top_logprobs"].reshape(shape[0], -1).exp()
-        return chances.scatter_(1, columns["top_ids"].reshape(shape[0], -1).long(), kept / kept.sum(-1, keepdim=True))
+    probabilities = torch.zeros(shape)
+    if isinstance(payload, TopKPayload):  # scaled to sum to one, as most do
+        top, ids = columns["top_logprobs"].reshape(shape[0], -1).exp(), columns["top_ids"].reshape(shape[0], -1)
+        return probabilities.scatter_(1, ids.long(), top / top.sum(-1, keepdim=True))
     if isinstance(payload, SampledPayload):
         rows = torch.arange(shape[0]).repeat_interleave(columns["sampled_lengths"].long())
-        chances[rows, columns["sampled_ids"].long()] = columns["sampled_counts"].float() / payload.draws
-        return chances
+        probabilities[rows, columns["sampled_ids"].long()] = columns["sampled_counts"].float() / payload.draws
+        return probabilities
     return columns["hidden"].reshape(shape[0], -1).float()
 
 

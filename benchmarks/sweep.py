@@ -2,8 +2,8 @@
 
     python benchmarks/sweep.py [TRIALS ...]
 
-Each number of trials is a `raykd tune` of its own, from nothing, two trials at a time; a single `raykd run` of the same
-recipe stands beside it. What a trial adds is the difference to the first number of trials, by trial.
+Each number of trials is a `raykd tune` of its own, from nothing, two trials at a time; first comes a single `raykd run`
+of the same recipe. "A trial more" is the difference to the first number of trials, divided by the trials more.
 """
 
 from __future__ import annotations

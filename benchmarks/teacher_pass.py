@@ -32,12 +32,12 @@ def main() -> None:
         print("RESULT " + json.dumps(globals()[options.arm](options)), flush=True)
         return
     arms = ["bare", "raykd"] if options.samples > 1 or options.skip_ray_llm else ["bare", "raykd", "ray_llm"]
-    found: dict[str, list[dict]] = {arm: [] for arm in arms}
+    results: dict[str, list[dict]] = {arm: [] for arm in arms}
     for number in range(options.rounds):
         for arm in arms if number % 2 == 0 else arms[::-1]:
-            found[arm].append(measured(arm))
-            print(f"{number} {arm}: " + json.dumps(found[arm][-1]), flush=True)
-    medians = {arm: statistics.median(r["rows_per_second"] for r in results) for arm, results in found.items()}
+            results[arm].append(measure(arm))
+            print(f"{number} {arm}: " + json.dumps(results[arm][-1]), flush=True)
+    medians = {arm: statistics.median(r["rows_per_second"] for r in of_arm) for arm, of_arm in results.items()}
     print(
         f"\n{options.rows} prompts, n={options.samples}, top-k {options.top_k}, "
         f"{options.threads} threads, {options.model}"
@@ -67,7 +67,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measured(arm: str) -> dict:
+def measure(arm: str) -> dict:
     command = [sys.executable, __file__, *sys.argv[1:], "--arm", arm]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
@@ -82,8 +82,7 @@ def arguments(options: argparse.Namespace) -> dict:
 
 def inputs(options: argparse.Namespace) -> list[str]:
     with open(options.prompts, encoding="utf-8") as file:
-        found = [json.loads(line)["input"] for _, line in zip(range(options.rows), file, strict=False)]
-    return found
+        return [json.loads(line)["input"] for _, line in zip(range(options.rows), file, strict=False)]
 
 
 def rendered(options: argparse.Namespace) -> tuple[list[str], list[list[int]]]:
@@ -202,12 +201,12 @@ def ray_llm(options: argparse.Namespace) -> dict:
     )
     texts, ids = rendered(options)
     rows = [{"text": text, "ids": row} for text, row in zip(texts, ids, strict=True)]
-    made = processor(ray.data.from_items(rows)).take_all()
-    # it does not say when its engine was first asked: from its first batch to its last, the first left out
-    times = sorted(row["at"] for row in made)
+    outputs = processor(ray.data.from_items(rows)).take_all()
+    # it does not say when its engine began: time runs from its first batch to its last, without the first one's rows
+    times = sorted(row["at"] for row in outputs)
     first = sum(at - times[0] < 0.5 for at in times)
     ray.shutdown()
-    return result(len(made) - first, int(sum(row["tokens"] for row in made)), times[-1] - times[first - 1])
+    return result(len(outputs) - first, int(sum(row["tokens"] for row in outputs)), times[-1] - times[first - 1])
 
 
 def result(rows: int, tokens: int, seconds: float) -> dict:

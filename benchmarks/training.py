@@ -6,8 +6,8 @@
 words: letters to phonemes (CMUdict), a T5 of the demo's size. slots: Snips utterances to their intent and slots, a
 T5 of 4+4 layers x 256. instructions: a causal student of 17 million parameters, losses on answers only; TRL runs in
 a Python of its own. Every arm sees every row once, in a process of its own that has trained a little before. Seconds
-run from the first batch that is asked for to the last step, waiting for data included; nothing is evaluated, logged
-or saved meanwhile. dev loss is cross entropy per target token on the same held-out rows, by one program for all arms.
+run from the first request for a batch to the last step, waiting for data included; nothing is evaluated, logged or
+saved meanwhile. dev loss is cross entropy per target token on the same held-out rows, by one program for all arms.
 
     raykd            batches of BUDGETS padded tokens, by length
     raykd, N rows    the same, with the budget that holds about N rows: steps of the size of another arm's
@@ -66,19 +66,19 @@ ARMS = {
 
 
 def main() -> None:
-    given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    given.add_argument("--task", choices=list(MODELS), default="words")
-    given.add_argument("--rows", type=int, default=16_000)
-    given.add_argument("--rounds", type=int, default=3)
-    given.add_argument("--arms", default="all", help="some of the task's, with commas as in 'raykd;trl, packed'")
-    given.add_argument("--workers", type=int, default=0, help="data loading processes of 'trainer, best'")
-    given.add_argument("--snips", help="its train.jsonl.gz")
-    given.add_argument("--instructions", help="JSONL files, with commas between")
-    given.add_argument("--tokenizer", help="a folder; default: one of the rows' words")
-    given.add_argument("--trl-python", default=sys.executable)
-    given.add_argument("--arm", help=argparse.SUPPRESS)
-    given.add_argument("--folder", help=argparse.SUPPRESS)
-    settings = given.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=list(MODELS), default="words")
+    parser.add_argument("--rows", type=int, default=16_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--arms", default="all", help="some of the task's, with commas as in 'raykd;trl, packed'")
+    parser.add_argument("--workers", type=int, default=0, help="data loading processes of 'trainer, best'")
+    parser.add_argument("--snips", help="its train.jsonl.gz")
+    parser.add_argument("--instructions", help="JSONL files, with commas between")
+    parser.add_argument("--tokenizer", help="a folder; default: one of the rows' words")
+    parser.add_argument("--trl-python", default=sys.executable)
+    parser.add_argument("--arm", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    settings = parser.parse_args()
     if settings.arm:
         run(settings.arm, Path(settings.folder))
         return
@@ -86,17 +86,17 @@ def main() -> None:
         folder = Path(name)
         prepare(folder, settings)
         arms = [arm for arm in ARMS[settings.task] if settings.arms == "all" or arm in settings.arms.split(";")]
-        found: dict[str, list[dict]] = {arm: [] for arm in arms}
+        results: dict[str, list[dict]] = {arm: [] for arm in arms}
         for number in range(settings.rounds):
             for arm in reversed(arms) if number % 2 else arms:
-                found[arm].append(measured(arm, folder, settings))
-                if arm == "raykd":  # whose rows per batch the best peers are given too
-                    rows = found[arm][0]["rows"] / found[arm][0]["steps"]
+                results[arm].append(measure(arm, folder, settings))
+                if arm == "raykd":  # the best peers take as many rows per batch
+                    rows = results[arm][0]["rows"] / results[arm][0]["steps"]
                     (folder / "batch.json").write_text(json.dumps(round(rows)))
-        table(found)
+        print_table(results)
 
 
-def measured(arm: str, folder: Path, settings: argparse.Namespace) -> dict:
+def measure(arm: str, folder: Path, settings: argparse.Namespace) -> dict:
     program = settings.trl_python if arm.startswith("trl") else sys.executable
     command = [program, __file__, "--task", settings.task, "--arm", arm, "--folder", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -109,23 +109,23 @@ def measured(arm: str, folder: Path, settings: argparse.Namespace) -> dict:
     return result
 
 
-def table(found: dict[str, list[dict]]) -> None:
+def print_table(results: dict[str, list[dict]]) -> None:
     """Medians; ratios are taken within a round."""
     print("| arm | rows/step | rows/s | target tokens/s | padding | dev loss | raykd is faster by | with such steps |")
     print("|---|---|---|---|---|---|---|---|")
-    rates = {arm: [result["rows"] / result["seconds"] for result in results] for arm, results in found.items()}
+    rates = {arm: [result["rows"] / result["seconds"] for result in of_arm] for arm, of_arm in results.items()}
 
-    def faster(mine: str | None, arm: str) -> str:
-        if mine is None or mine == arm or arm in LIKE.values():
+    def faster(own: str | None, arm: str) -> str:
+        if own is None or own == arm or arm in LIKE.values():
             return ""
-        ratios = [own / rate for own, rate in zip(rates.get(mine, []), rates[arm], strict=False)]
+        ratios = [ours / theirs for ours, theirs in zip(rates.get(own, []), rates[arm], strict=False)]
         return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
 
-    for arm, results in found.items():
-        tokens = statistics.median(result["tokens"] / result["seconds"] for result in results)
-        loss, one = statistics.median(r["dev_loss"] for r in results), results[0]
-        cells = [arm, f"{one['rows'] / one['steps']:.0f}", f"{statistics.median(rates[arm]):,.0f}", f"{tokens:,.0f}"]
-        cells += [f"{100 * one['padding']:.0f} %", f"{loss:.3f}", faster("raykd", arm), faster(LIKE.get(arm), arm)]
+    for arm, of_arm in results.items():
+        tokens = statistics.median(result["tokens"] / result["seconds"] for result in of_arm)
+        loss, rate, first = statistics.median(r["dev_loss"] for r in of_arm), statistics.median(rates[arm]), of_arm[0]
+        cells = [arm, f"{first['rows'] / first['steps']:.0f}", f"{rate:,.0f}", f"{tokens:,.0f}"]
+        cells += [f"{100 * first['padding']:.0f} %", f"{loss:.3f}", faster("raykd", arm), faster(LIKE.get(arm), arm)]
         print("| " + " | ".join(cells) + " |")
 
 
@@ -142,8 +142,8 @@ def prepare(folder: Path, settings: argparse.Namespace) -> None:
     from raykd.recipe.models import FromConfig, WordsTokenizer
 
     rows = {"words": words, "slots": slots, "instructions": instructions}[settings.task](settings)
-    held = min(400, len(rows) // 10)
-    for name, part in (("dev", rows[:held]), ("train", rows[held : held + settings.rows])):
+    count = min(400, len(rows) // 10)
+    for name, part in (("dev", rows[:count]), ("train", rows[count : count + settings.rows])):
         lines = [json.dumps({"id": str(i), "input": text, "target": target}) for i, (text, target) in enumerate(part)]
         (folder / f"{name}.jsonl").write_text("".join(line + "\n" for line in lines))
     tokenizer_folder = folder / "tokenizer"
@@ -188,11 +188,11 @@ def instructions(settings: argparse.Namespace) -> list[tuple[str, str]]:
     tokenizer, rows = load_tokenizer(settings.tokenizer), []
     for path in settings.instructions.split(","):
         for line in map(json.loads, Path(path).read_text().splitlines()):
-            for one in line.get("instances", [line]):  # self-instruct's seeds have instances
-                prompt = " ".join(filter(None, [line["instruction"], one.get("input")]))
-                rows.append((f"User: {prompt}\nAssistant:", " " + str(one.get("output") or "")))
+            for instance in line.get("instances", [line]):  # self-instruct's seeds have instances
+                prompt = " ".join(filter(None, [line["instruction"], instance.get("input")]))
+                rows.append((f"User: {prompt}\nAssistant:", " " + str(instance.get("output") or "")))
     sizes = [[len(tokenizer(text).input_ids) for text in row] for row in rows]
-    fits = [row for row, (prompt, answer) in zip(rows, sizes, strict=True) if prompt < 400 and 1 < answer < 300]
+    fits = [row for row, (prompt, target) in zip(rows, sizes, strict=True) if prompt < 400 and 1 < target < 300]
     random.Random(0).shuffle(fits)
     return fits
 
@@ -201,7 +201,7 @@ def instructions(settings: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def run(arm: str, folder: Path) -> None:
-    """Train one arm; the last line printed says what it took."""
+    """Train one arm; the last line that is printed has its figures."""
     import torch
 
     torch.set_num_threads(THREADS)
@@ -258,7 +258,7 @@ def raykd(arm: str, folder: Path, at: Path, task: dict, steps: int | None) -> di
 
 
 def encoded_rows(folder: Path) -> list[dict]:
-    """The very ids that raykd trains on."""
+    """The same token ids that raykd trains on."""
     sys.path.insert(0, str(ROOT))
     from raykd.models.tokenizers import encode_inputs, encode_targets, load_tokenizer
 
@@ -270,7 +270,7 @@ def encoded_rows(folder: Path) -> list[dict]:
 
 
 def quiet(at: Path, steps: int | None) -> dict:
-    """What every trainer of a peer is told."""
+    """The settings of every trainer of a peer."""
     return {
         "output_dir": str(at / "out"),
         "num_train_epochs": 1,
@@ -317,17 +317,17 @@ def trainer(arm: str, folder: Path, at: Path, task: dict, steps: int | None) -> 
         **ways[arm],
     )
     pad = transformers.DataCollatorForSeq2Seq(tokenizer, model)
-    made = transformers.Seq2SeqTrainer(
+    peer = transformers.Seq2SeqTrainer(
         model=model,
         args=settings,
         train_dataset=Dataset.from_list(rows),
         data_collator=lambda features: pad([{k: v for k, v in f.items() if k != "length"} for f in features]),
     )
-    seconds, padding = timed(made, sum(row["length"] for row in rows), sides=2)
+    seconds, padding = timed(peer, sum(row["length"] for row in rows), with_labels=True)
     model.save_pretrained(at / "model")
     tokens = sum(len(row["labels"]) for row in rows)
     return {
-        "steps": made.state.global_step,
+        "steps": peer.state.global_step,
         "rows": len(rows),
         "tokens": tokens,
         "seconds": seconds,
@@ -335,11 +335,14 @@ def trainer(arm: str, folder: Path, at: Path, task: dict, steps: int | None) -> 
     }
 
 
-def timed(made: Any, real: int, sides: int) -> tuple[float, float]:
-    """Seconds of a trainer's training, data included and its setting up not; and the share of padding in an epoch."""
+def timed(peer: Any, real: int, with_labels: bool) -> tuple[float, float]:
+    """Seconds of a trainer's training, data included, set-up not; and the share of padding in an epoch.
+
+    `real`: tokens of the rows without padding, those of the labels included where `with_labels`.
+    """
     from transformers import TrainerCallback
 
-    times, padded, collate = [], [], made.data_collator
+    times, padded, collate = [], [], peer.data_collator
 
     class Clock(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -350,13 +353,13 @@ def timed(made: Any, real: int, sides: int) -> tuple[float, float]:
 
     def counted(features: list[dict]) -> dict:
         batch = collate(features)
-        padded.append(batch["input_ids"].numel() + (batch["labels"].numel() if sides == 2 else 0))
+        padded.append(batch["input_ids"].numel() + (batch["labels"].numel() if with_labels else 0))
         return batch
 
-    if not made.args.dataloader_num_workers:  # a worker's count would not come back
-        made.data_collator = counted
-    made.add_callback(Clock())
-    made.train()
+    if not peer.args.dataloader_num_workers:  # a worker's count would not come back
+        peer.data_collator = counted
+    peer.add_callback(Clock())
+    peer.train()
     return times[1] - times[0], 1 - real / sum(padded) if padded else float("nan")
 
 
@@ -382,12 +385,12 @@ def trl(arm: str, folder: Path, at: Path, task: dict, steps: int | None) -> dict
     )
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "start")
     data = Dataset.from_list([{"prompt": row["input"], "completion": row["target"]} for row in rows])
-    made = SFTTrainer(model=model, args=settings, train_dataset=data, processing_class=tokenizer)
-    seconds, padding = timed(made, sum(map(len, made.train_dataset["input_ids"])), sides=1)
+    peer = SFTTrainer(model=model, args=settings, train_dataset=data, processing_class=tokenizer)
+    seconds, padding = timed(peer, sum(map(len, peer.train_dataset["input_ids"])), with_labels=False)
     model.save_pretrained(at / "model")
-    tokens = sum(label != -100 for labels in made.train_dataset["labels"] for label in labels)
+    tokens = sum(label != -100 for labels in peer.train_dataset["labels"] for label in labels)
     return {
-        "steps": made.state.global_step,
+        "steps": peer.state.global_step,
         "rows": len(rows),
         "tokens": tokens,
         "seconds": seconds,
