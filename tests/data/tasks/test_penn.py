@@ -60,6 +60,7 @@ def test_what_makes_no_sense_is_refused(tmp_path):
     for arguments, message in (
         ({"part": "x"}, "part 'x'"),
         ({"part": "test", "form": "tree"}, "form 'tree'"),
+        ({"part": "test", "share": {"test": 1}}, "argument 'share', expected one of shares, seed"),
         ({"part": "a", "shares": {"a": 0.6, "b": 0.6}}, "fractions that sum to 1"),
     ):
         with pytest.raises(RecipeError, match=message):

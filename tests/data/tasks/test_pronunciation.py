@@ -81,6 +81,7 @@ def test_a_part_or_size_that_makes_no_sense_is_a_recipe_error(dictionary):
     for arguments, message in (
         ({"part": "train"}, "part 'train', expected one of gold, unlabelled, dev, test, control"),
         ({"part": "gold", "gold": 5, "control": 6}, "control 6, expected at most gold, 5"),
+        ({"part": "gold", "golds": 5}, "size of 'golds', expected one of test, dev, unlabelled, gold, control"),
         ({"part": "gold", "dev": -1}, "dev -1, expected a number of words"),
         ({"part": "gold", "test": "10"}, "test '10', expected a number of words"),
     ):
