@@ -5,19 +5,22 @@ import os
 import pty
 import sys
 import time
+from types import SimpleNamespace
 
 from raykd.console import Console
 
 
-def test_a_log_has_lines_with_rate_and_time_left():
+def test_a_log_has_lines_with_rate_and_time_left(monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("raykd.console.time", SimpleNamespace(monotonic=lambda: clock.now))
     console = Console(every=0)
     console.out = io.StringIO()
     with console.bar("labels", 100, "rows") as update:
         update(40)  # done before: not this run's rate
-        time.sleep(1.05)
+        clock.now += 1.05
         update(50, "7 tokens/s")
     (line,) = console.out.getvalue().splitlines()
-    assert "labels: 50/100 rows, 9." in line and "00:05 left, 7 tokens/s" in line
+    assert line == "[00:01] labels: 50/100 rows, 9.5 rows/s, 00:05 left, 7 tokens/s"
 
 
 def test_a_terminal_has_live_bars_for_several_at_once():
