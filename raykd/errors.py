@@ -51,3 +51,12 @@ class ClusterError(RaykdError):
 
 class RunError(RaykdError):
     """A run folder that cannot be used."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class's name; of the errors of several workers the last one's."""
+    inner, failures = error, getattr(error, "failures", None)
+    if isinstance(failures, dict):  # by worker, of torch.distributed.checkpoint
+        for failure in failures.values():
+            inner = failure[0] if isinstance(failure, tuple) else failure
+    return (str(inner).splitlines() or [type(inner).__name__])[0]

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raykd.data.examples import BATCH_ROWS
-from raykd.errors import DataError, RecipeError
+from raykd.errors import DataError, RecipeError, first_line
 from raykd.recipe.data import DatasetRows, FileRows, FunctionRows, Rows
 
 
@@ -59,7 +59,7 @@ def _opened(path: str) -> Iterator[IO[bytes]]:
         with open(path, "rb") as file:
             yield file
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read: {_first_line(error)}") from None
+        raise DataError(f"{path}: cannot be read: {first_line(error)}") from None
 
 
 def _jsonl(rows: FileRows, wanted: list[str]) -> Iterator[PlacedRow]:
@@ -78,7 +78,7 @@ def _json_object(raw: bytes) -> dict[str, Any] | str:
     except json.JSONDecodeError as error:
         return f"not JSON: {error.msg} at character {error.pos + 1}"
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
-        return f"not JSON: {_first_line(error)}"
+        return f"not JSON: {first_line(error)}"
     return row if isinstance(row, dict) else f"{type(row).__name__} {row!r:.40}, expected an object"
 
 
@@ -144,7 +144,7 @@ def _data_set(rows: DatasetRows) -> Any:
             return datasets.load_dataset(rows.name, rows.config, split=rows.split)
         saved = datasets.load_from_disk(rows.name)
     except Exception as error:  # of some thirty kinds, from the libraries below `datasets`
-        raise DataError(f"{rows.name}: cannot be loaded: {type(error).__name__}: {_first_line(error)}") from None
+        raise DataError(f"{rows.name}: cannot be loaded: {type(error).__name__}: {first_line(error)}") from None
     if isinstance(saved, datasets.DatasetDict):
         splits, data_set = [str(split) for split in saved], saved.get(rows.split)
     else:
@@ -181,7 +181,7 @@ def _function(rows: FunctionRows, wanted: list[str]) -> Iterator[PlacedRow]:
     try:
         function: Any = getattr(importlib.import_module(module), name, None)
     except ImportError as error:
-        raise RecipeError(f"{rows.function}: {_first_line(error)}") from None
+        raise RecipeError(f"{rows.function}: {first_line(error)}") from None
     if not callable(function):
         raise RecipeError(f"{rows.function}: {module} has no function {name}")
     try:
@@ -193,10 +193,6 @@ def _function(rows: FunctionRows, wanted: list[str]) -> Iterator[PlacedRow]:
         raise RecipeError(f"{rows.function}: returned {type(returned).__name__}, expected rows")
     for number, row in enumerate(returned, start=1):
         yield PlacedRow(number, row if isinstance(row, dict) else f"{type(row).__name__} {row!r:.40}, expected a dict")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 # by the kind of rows in a recipe: reader(rows, wanted columns) -> the source's rows

@@ -7,10 +7,9 @@ from typing import Any
 
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from raykd.errors import TrainingError
+from raykd.errors import TrainingError, first_line
 from raykd.models.adapters import merged_weights
 from raykd.run.files import replaced
-from raykd.training.checkpoints import first_line
 
 
 def export_model(folder: Path, student: Any, tokenizer: Any, rank: int) -> None:

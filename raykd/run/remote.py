@@ -16,7 +16,7 @@ from typing import Any
 
 from fsspec.core import url_to_fs
 
-from raykd.errors import RunError
+from raykd.errors import RunError, first_line
 
 COPIES = Path(f"/tmp/raykd-{os.getuid()}")  # the same on every machine
 STAYING = ("logs", "checkpoints")  # folders that are not copied: Ray's output, and what Ray Train itself keeps there
@@ -162,5 +162,4 @@ def _system(address: str) -> Iterator[tuple[Any, str]]:
         system.invalidate_cache()  # others write too
         yield system, root.rstrip("/")
     except Exception as error:  # of as many kinds as there are file systems
-        text = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunError(f"{address}: {text}") from None
+        raise RunError(f"{address}: {first_line(error)}") from None

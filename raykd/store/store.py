@@ -30,7 +30,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import TypeAdapter
 
-from raykd.errors import StoreError
+from raykd.errors import StoreError, first_line
 from raykd.recipe.generation import Payload
 from raykd.run.files import put
 from raykd.store.schema import FORMAT, SHARD
@@ -168,8 +168,7 @@ def damage(shard: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise StoreError(f"{shard}: damaged shard: {first}") from None
+        raise StoreError(f"{shard}: damaged shard: {first_line(error)}") from None
 
 
 def _native_buffer(data: bytes) -> pa.Buffer:

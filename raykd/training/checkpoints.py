@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load as read_parts
 from torch.distributed.checkpoint.state_dict_saver import save as write_parts
 
-from raykd.errors import TrainingError
+from raykd.errors import TrainingError, first_line
 
 CURSOR = "cursor-{}.json"
 
@@ -91,11 +91,3 @@ def _quiet():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def first_line(error: BaseException) -> str:
-    """An error's message in one line; of several workers' errors the last one's."""
-    inner = error
-    for deeper in list(getattr(error, "failures", {}).values()):
-        inner = deeper[0] if isinstance(deeper, tuple) else deeper
-    return (str(inner).splitlines() or [type(inner).__name__])[0]
