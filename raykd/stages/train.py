@@ -219,7 +219,7 @@ def _train(session: Session, plan: _Plan, about: StageAbout) -> dict[str, Any]:
 
 def _spec(session: Session, plan: _Plan, stage: Path) -> TrainingSpec:
     """The training as its workers get it, whose files are in the stage's folder."""
-    recipe, encoder_decoder = session.recipe, is_encoder_decoder(plan.model)
+    recipe, writes = session.recipe, plan.role.task == "generation"
     if isinstance(plan.rows, list):
         source = FileSource(str(stage / "rows.jsonl"))
     else:
@@ -232,8 +232,8 @@ def _spec(session: Session, plan: _Plan, stage: Path) -> TrainingSpec:
         training=plan.training,
         rows=MarkedSource(source, plan.marks["rows"]),
         dev=MarkedSource(FileSource(str(stage / "dev.jsonl")), plan.marks["dev"]) if "dev" in plan.files else None,
-        student=_prompt_encoder(plan.role, plan.tokenizer, plan.role.task == "generation" and encoder_decoder),
-        teacher=_prompt_encoder(recipe.teacher, plan.teacher, encoder_decoder) if plan.teacher else None,
+        student=_prompt_encoder(plan.role, plan.tokenizer, writes and is_encoder_decoder(plan.model)),
+        teacher=_prompt_encoder(recipe.teacher, plan.teacher, is_encoder_decoder(plan.model)) if plan.teacher else None,
         folder=str(stage),
         tokens=str(remote.folder(recipe.output) / "tokens"),
         seed=recipe.seed,
