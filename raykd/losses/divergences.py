@@ -184,7 +184,7 @@ def atkd(
     reverse: bool = False,
     weigh_diversity: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """The parts of ATKD (Zhong et al. 2024, section 3): what an easy token's loss is, what a hard one's, and from what.
+    """ATKD (Zhong et al. 2024, section 3): the loss of an easy token, that of a hard token, and their parts.
 
     easy_N: diversity part; hard_N: target part + diversity part; and for diagnosis target_part_N, diversity_part_N,
     uncertainty_N, the teacher's. reverse exchanges student and teacher in both parts. weigh_diversity multiplies the
@@ -202,8 +202,8 @@ def atkd(
 def easy_tokens(uncertainty_N: torch.Tensor, hard_share: float = 0.5) -> torch.Tensor:
     """easy_mask_N, true where the uncertainty is below that of the token where the hard share begins (ATKD, section 3).
 
-    With a half, below the lower median: so the median token, and all that tie with it, are hard. The given positions
-    are one group: one micro-batch's, or, gathered, those of the global batch.
+    With a half, below the lower median: so the median token, and all that tie with it, are hard. These positions
+    are one group: a micro-batch's, or those of the global batch of all workers.
     """
     if hard_share <= 0:
         return torch.ones_like(uncertainty_N, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Which losses there are, and what one may choose about each."""
+"""Which losses there are, and the settings of each."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ LOSSES = {
 class TokenLoss:
     """One loss of a training.
 
-    kind         a name in LOSSES, or a Kind of one's own, whose terms are named by its function
+    kind         a name in LOSSES, or a user's own Kind, whose term is named by its function
     weight       what its term is multiplied by in the total
     temperature  divides student's and teacher's logits
     squared      whether values are multiplied by the temperature squared; None: as its paper has it (Kind.squared)

@@ -117,7 +117,7 @@ def sequence_weights(labels_BT: torch.Tensor) -> torch.Tensor:
 
 
 def teacher_uncertainty(
-    teacher: torch.Tensor | Logits | HeadLogits | TopK, labels_N: torch.Tensor, shared_vocab_size: int | None = None
+    teacher: torch.Tensor | TeacherOutputs | None, labels_N: torch.Tensor, shared_vocab_size: int | None = None
 ) -> torch.Tensor:
     """(N,) 1 - T(y), by a pass over chunks of the teacher alone; 0 without a target. For `easy_tokens`."""
     at_K = (labels_N != IGNORE).nonzero().squeeze(1)
@@ -218,18 +218,14 @@ def _values(
             return teachers.top_k(logits, teacher.pick(rows), labels, temperature, target)
         if isinstance(teacher, Sampled):
             return teachers.sampled(logits, teacher.pick(rows), labels)
-        return dense(temperature)
-
-    @functools.cache
-    def dense(temperature: float) -> teachers.Events:
-        assert isinstance(teacher, Logits | HeadLogits)
+        assert teacher is not None
         return teachers.dense(logits, _logits(teacher, rows), labels, temperature, cut_infinite)
 
     by_name = {}
     for loss in losses:
         kind, square = loss.definition, loss.temperature**2
         if kind.teacher:
-            student_NE, teacher_NE, at_N = events(loss.temperature, kind.target)
+            student_NE, teacher_NE, at_N = events(loss.temperature, kind.target and isinstance(teacher, TopK))
             target = [at_N] if kind.target else []
             values = kind.values(student_NE, teacher_NE, *target, **loss.options)
         elif kind.values is divergences.cross_entropy:  # needs no probability but the target's

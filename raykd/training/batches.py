@@ -1,6 +1,6 @@
-"""Rows to padded tensors: batches of a token budget, planned before they are met.
+"""Rows in batches of a token budget, and batches as padded tensors.
 
-The plan is a pure function of lengths, budget, seed and epoch, so that a resumed training meets the same batches.
+The plan is a pure function of lengths, budget, seed and epoch, so that a resumed training has the same batches.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ WINDOW = 32  # batches that are shuffled together and then sorted by length
 def plan(lengths: np.ndarray, budget: int, seed: int, epoch: int, part: int = 0) -> list[np.ndarray]:
     """The global batches of an epoch, or of a part of it, as arrays of row numbers; every row is in exactly one.
 
-    lengths is (rows, k): a row's tokens on each side that is padded on its own. A batch's padded size, rows times
-    the sum of the longest of each side, is at most `budget`, unless one row alone is longer.
+    lengths is (rows, k): a row's tokens, of input and target apart where each is padded on its own. A batch's padded
+    size, its rows times the sum over k of the longest, is at most `budget`, unless a single row is longer.
     """
     rng = np.random.default_rng([seed, epoch, *([part] if part else [])])
     order = rng.permutation(len(lengths))
@@ -49,15 +49,15 @@ def by_length(lengths: list[int], budget: int) -> list[np.ndarray]:
 
 
 def pieces(rows: np.ndarray, lengths: np.ndarray, budget: int | None) -> list[np.ndarray]:
-    """A worker's rows in micro-batches of at most `budget` padded tokens each, all in one without a budget."""
+    """A worker's rows in micro-batches of at most `budget` padded tokens each; without a budget a single one."""
     return _cut(rows, lengths, budget) if budget and len(rows) else [rows]
 
 
 def collate(sources: list, targets: list, pad: int, causal: bool) -> dict[str, torch.Tensor]:
     """Tensors of a batch of input ids and target ids: input_ids_BS, attention_mask_BS, labels_BT.
 
-    A causal model reads input and target in one sequence and is asked for the target only; its labels are already
-    shifted, so that labels[:, t] is what logits[:, t] must predict, as for an encoder-decoder.
+    A causal model reads input and target as one sequence and learns the target only. Its labels are already shifted:
+    labels[:, t] is what logits[:, t] must predict, as for an encoder-decoder.
     """
     if causal:
         rows = list(zip(sources, targets, strict=True))
@@ -70,8 +70,8 @@ def collate(sources: list, targets: list, pad: int, causal: bool) -> dict[str, t
 
 def pad_left(rows: list, pad: int) -> dict[str, torch.Tensor]:
     """Prompts for a causal model's generation: input_ids_BS and attention_mask_BS, padded on the left."""
-    made = pad_right([row[::-1] for row in rows], pad)
-    return {name: tensor.flip(1) for name, tensor in made.items()}
+    reversed_rows = pad_right([row[::-1] for row in rows], pad)
+    return {name: tensor.flip(1) for name, tensor in reversed_rows.items()}
 
 
 def pad_right(rows: list, pad: int) -> dict[str, torch.Tensor]:
@@ -84,7 +84,7 @@ def _mask(lengths: list[int]) -> torch.Tensor:
 
 
 def _pad(rows: list, value: int) -> torch.Tensor:
-    made = np.full((len(rows), max(map(len, rows))), value, np.int64)
+    padded = np.full((len(rows), max(map(len, rows))), value, np.int64)
     for at, row in enumerate(rows):
-        made[at, : len(row)] = row
-    return torch.from_numpy(made)
+        padded[at, : len(row)] = row
+    return torch.from_numpy(padded)

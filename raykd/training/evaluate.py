@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 from raykd import metrics
 from raykd.errors import DataError
 from raykd.losses.kinds import TokenLoss
+from raykd.losses.tokens import TokenBatch
 from raykd.models import task_heads
 from raykd.recipe.training import StoredOutputs
 from raykd.training import batches
-from raykd.training.forward import easy_masks, forward, token_batch, uncertainty
+from raykd.training.forward import easy_masks, forward, token_batch
 from raykd.training.planner import DevRows
 from raykd.training.setup import TrainingSetup
 from raykd.training.sharder import MicroBatch, dev_micro_batches
@@ -33,7 +35,7 @@ def evaluate(setup: TrainingSetup) -> dict[str, float]:
 
 
 def score_of(scores: dict[str, float], choose_by: str) -> float:
-    """The score that the best model is chosen by, higher being better; of the dev loss where that metric is missing."""
+    """What the best model is selected by, higher being better: this metric, or the dev loss where it is missing."""
     name = choose_by if choose_by in scores else "dev_loss"
     return -scores[name] if metrics.lower_is_better(name) else scores[name]
 
@@ -49,35 +51,30 @@ def dev_loss(setup: TrainingSetup) -> float:
         teacher = NoTeacher()
         losses = [TokenLoss("mse" if setup.student.task == "regression" else "cross_entropy")]
     factors = {name: factor for loss in losses for name, factor in loss.factors.items()}
-    masks = _dev_easy_masks(setup, teacher) if "atkd_easy" in factors else []
+    masks = []
+    if "atkd_easy" in factors:  # by a pass of its own: the teacher's outputs for all dev rows may be too many to keep
+        batches_once = (batch for _, batch in _dev_batches(setup, teacher))
+        masks = easy_masks(batches_once, losses, setup.student.shared_vocab_size)
     zero = torch.zeros(2, dtype=torch.float64, device=setup.device)
     sums = dict.fromkeys(factors, zero)  # of the values, and of the denominators
-    for number, micro_batch in enumerate(dev_micro_batches(setup.plan.dev, setup.sharder)):
-        teacher.prepare(micro_batch)
-        batch = token_batch(micro_batch, teacher.outputs(micro_batch), setup.device)
+    for number, (micro_batch, batch) in enumerate(_dev_batches(setup, teacher)):
         if masks:
             batch = batch._replace(easy_mask_N=masks[number].to(setup.device))
         result = forward(unwrapped(setup.parallel), micro_batch, losses, batch, setup.spec.training.precision)
         for name in factors:
             sums[name] = sums[name] + torch.stack([part.double() for part in result.terms[name]])
-    totals = sum_over_workers(torch.stack(list(sums.values())), setup.device).tolist()
+    totals = sum_over_workers(torch.stack(list(sums.values()))).tolist()
     return sum(
         factor * (value / max(denominator, 1e-9))
         for factor, (value, denominator) in zip(factors.values(), totals, strict=True)
     )
 
 
-def _dev_easy_masks(setup: TrainingSetup, teacher: TeacherSource) -> list[torch.Tensor]:
-    """ATKD's easy tokens of each dev micro-batch, by a pass of its own: no outputs are kept for the next one."""
-
-    def of(micro_batch: MicroBatch) -> torch.Tensor:
+def _dev_batches(setup: TrainingSetup, teacher: TeacherSource) -> Iterator[tuple[MicroBatch, TokenBatch]]:
+    """This worker's dev micro-batches, each with its token batch."""
+    for micro_batch in dev_micro_batches(setup.plan.dev, setup.sharder):
         teacher.prepare(micro_batch)
-        batch = token_batch(micro_batch, teacher.outputs(micro_batch), setup.device)
-        return uncertainty(batch, setup.student.shared_vocab_size)
-
-    return easy_masks(
-        [of(micro_batch) for micro_batch in dev_micro_batches(setup.plan.dev, setup.sharder)], setup.losses
-    )
+        yield micro_batch, token_batch(micro_batch, teacher, setup.device)
 
 
 @torch.no_grad()

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from raykd.losses.divergences import easy_tokens
 from raykd.losses.kinds import TokenLoss
-from raykd.losses.teachers import TeacherOutputs
 from raykd.losses.tokens import IGNORE, Result, TokenBatch, teacher_uncertainty
 from raykd.training.sharder import MicroBatch
+from raykd.training.teachers import TeacherSource
 from raykd.training.workers import from_all_workers, rank, sum_over_workers
 
 
-def token_batch(micro_batch: MicroBatch, teacher: torch.Tensor | TeacherOutputs | None, device: Any) -> TokenBatch:
+def token_batch(micro_batch: MicroBatch, teacher: TeacherSource, device: torch.device) -> TokenBatch:
     """The labels (B, T) and weights of a micro-batch on the device, with the teacher's outputs for its K labels."""
     weights = None if micro_batch.weights_K is None else micro_batch.weights_K.to(device)
-    return TokenBatch(micro_batch.labels_BT.to(device), teacher, weights)
+    return TokenBatch(micro_batch.labels_BT.to(device), teacher.outputs(micro_batch), weights)
 
 
 def forward(
@@ -31,44 +31,38 @@ def forward(
         return student(inputs, losses, batch)
 
 
-def uncertainty(batch: TokenBatch, shared_vocab_size: int | None) -> torch.Tensor:
-    """(K,) the teacher's uncertainty of a micro-batch's labels, on the CPU."""
-    labels_K = batch.labels[batch.labels != IGNORE]
-    if not len(labels_K):
-        return torch.zeros(0)
-    return teacher_uncertainty(batch.teacher, labels_K, shared_vocab_size).cpu()  # type: ignore[arg-type]
+def easy_masks(
+    batches: Iterable[TokenBatch], losses: Sequence[TokenLoss], shared_vocab_size: int | None
+) -> list[torch.Tensor]:
+    """(K,) ATKD's easy tokens of each micro-batch, told apart over the micro-batches of all workers; on the CPU.
 
-
-def easy_masks(uncertainties: Sequence[torch.Tensor], losses: Sequence[TokenLoss]) -> list[torch.Tensor]:
-    """ATKD's easy tokens of each micro-batch, told from the hard ones over the micro-batches of all workers."""
-    own = torch.cat([torch.zeros(0, dtype=torch.float64), *(values.double() for values in uncertainties)])
+    The batches are read once, and a batch may be gone when the next one is read.
+    """
+    uncertainties = [
+        teacher_uncertainty(batch.teacher, batch.labels[batch.labels != IGNORE], shared_vocab_size).cpu().double()
+        for batch in batches
+    ]
+    own = torch.cat([torch.zeros(0, dtype=torch.float64), *uncertainties])
     by_worker = from_all_workers(own)
-    hard_share = next(loss.hard_share for loss in losses if loss.kind == "atkd")
-    easy = easy_tokens(torch.cat(by_worker), hard_share)
-    start = sum(len(values) for values in by_worker[: rank()])
-    sizes = [len(values) for values in uncertainties]
-    return list(easy[start : start + len(own)].split(sizes)) if sizes else []
+    easy = easy_tokens(torch.cat(by_worker), next(loss.hard_share for loss in losses if loss.kind == "atkd"))
+    start = sum(map(len, by_worker[: rank()]))
+    return list(easy[start : start + len(own)].split([len(values) for values in uncertainties]))
 
 
 def with_denominators(
     batches: Sequence[TokenBatch], losses: Sequence[TokenLoss], weight: float, shared_vocab_size: int | None
 ) -> tuple[list[TokenBatch], dict[str, float]]:
-    """A global batch's token batches with ATKD's groups and every term's denominator; and the denominators by term.
+    """A step's token batches with ATKD's groups and every term's denominator; and the denominators by term.
 
     A term is divided by what the positions of all workers count for in it: `weight`, and for ATKD each group's share.
     """
     denominators = {loss.name: weight for loss in losses if loss.kind != "atkd"}
-    if len(denominators) == len(losses):
-        return [batch._replace(denominators=denominators) for batch in batches], denominators
-    masks = easy_masks([uncertainty(batch, shared_vocab_size) for batch in batches], losses)
-    counts = torch.zeros(2, dtype=torch.float64)
-    for batch, easy_K in zip(batches, masks, strict=True):
-        weights_K = torch.ones(len(easy_K)) if batch.weights_N is None else batch.weights_N.cpu()
-        counts += torch.stack([weights_K.double()[easy_K].sum(), weights_K.double()[~easy_K].sum()])
-    device = batches[0].labels.device
-    easy, hard = sum_over_workers(counts, device).tolist()
-    denominators |= {"atkd_easy": easy, "atkd_hard": hard}
-    return [
-        batch._replace(easy_mask_N=mask.to(device), denominators=denominators)
-        for batch, mask in zip(batches, masks, strict=True)
-    ], denominators
+    if len(denominators) < len(losses):
+        device, counts = batches[0].labels.device, torch.zeros(2, dtype=torch.float64)
+        masks = easy_masks(batches, losses, shared_vocab_size)
+        batches = [batch._replace(easy_mask_N=mask.to(device)) for batch, mask in zip(batches, masks, strict=True)]
+        for batch, easy_K in zip(batches, masks, strict=True):
+            weights_K = torch.ones(len(easy_K)) if batch.weights_N is None else batch.weights_N.cpu()
+            counts += torch.stack([weights_K.double()[easy_K].sum(), weights_K.double()[~easy_K].sum()])
+        denominators |= zip(("atkd_easy", "atkd_hard"), sum_over_workers(counts.to(device)).tolist(), strict=True)
+    return [batch._replace(denominators=denominators) for batch in batches], denominators

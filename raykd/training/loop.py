@@ -89,7 +89,7 @@ class TrainingRun:
             group["lr"] = learning_rate
         setup.parallel.train()
         token_batches, denominators = with_denominators(
-            [token_batch(m, setup.teacher.outputs(m), setup.device) for m in batch.micro_batches],
+            [token_batch(micro_batch, setup.teacher, setup.device) for micro_batch in batch.micro_batches],
             setup.losses,
             batch.weight,
             setup.student.shared_vocab_size,
@@ -100,7 +100,7 @@ class TrainingRun:
                 result = forward(setup.parallel, micro_batch, setup.losses, tokens, self.settings.precision)
                 (result.total * world_size()).backward()
             sums += torch.stack([result.total.detach(), *(result.terms[name].sum for name in denominators)]).double()
-        loss, *values = sum_over_workers(sums, setup.device).tolist()
+        loss, *values = sum_over_workers(sums).tolist()
         self._require_finite(loss, "loss is", batch)
         norm = torch.nn.utils.clip_grad_norm_(setup.parallel.parameters(), self.settings.max_grad_norm)
         norm = float(getattr(norm, "full_tensor", lambda: norm)())

@@ -57,34 +57,28 @@ class StoredTeacher:
     def outputs(self, micro_batch: MicroBatch) -> TeacherOutputs:
         """TopK, Sampled or HeadLogits, by the payload's kind."""
         count = int((micro_batch.labels_BT != IGNORE).sum())
+        if not count:  # a silent micro-batch, without a payload
+            ids = torch.zeros(0, 1, dtype=torch.long, device=self.device)
+            return TopK(ids, ids.float(), self.tail)
         stored = {name: values.to(self.device) for name, values in micro_batch.payload.items()}
         if isinstance(self.payload, TopKPayload):
-            if not count:
-                ids = torch.zeros(0, 1, dtype=torch.long, device=self.device)
-                return TopK(ids, ids.float(), self.tail)
             ids, logprobs = stored["top_ids"].view(count, -1), stored["top_logprobs"].view(count, -1)
             target_logprobs = stored["logprobs"] if len(stored["logprobs"]) == count else None
             return TopK(ids=ids.long(), logprobs=logprobs, tail=self.tail, target_logprobs=target_logprobs)
         if isinstance(self.payload, SampledPayload):
-            return _sampled(stored, count, self.device)
+            return _sampled(stored["sampled_ids"], stored["sampled_counts"], stored["sampled_lengths"].long())
         assert isinstance(self.payload, HiddenPayload) and self.head is not None
-        weight = self.head.weights[0]
-        hidden = stored["hidden"].view(count, -1) if count else weight.new_zeros(0, weight.shape[1])
-        return self.head._replace(features=(hidden.to(weight.dtype),))
+        return self.head._replace(features=(stored["hidden"].view(count, -1).to(self.head.weights[0].dtype),))
 
 
-def _sampled(stored: dict[str, torch.Tensor], count: int, device: torch.device) -> Sampled:
+def _sampled(ids: torch.Tensor, counts: torch.Tensor, lengths_K: torch.Tensor) -> Sampled:
     """Drawn tokens as a rectangle: a position with fewer different ones is padded with counts of 0."""
-    if not count:
-        empty = torch.zeros(0, 1, dtype=torch.long, device=device)
-        return Sampled(empty, empty)
-    lengths = stored["sampled_lengths"].long()
-    width = int(lengths.max())
-    places = torch.arange(width, device=device)[None] < lengths[:, None]
-    ids = torch.zeros(count, width, dtype=torch.long, device=device)
-    counts = torch.zeros(count, width, dtype=torch.long, device=device)
-    ids[places], counts[places] = stored["sampled_ids"].long(), stored["sampled_counts"].long()
-    return Sampled(ids, counts)
+    width = int(lengths_K.max())
+    places = torch.arange(width, device=lengths_K.device)[None] < lengths_K[:, None]
+    ids_KD = torch.zeros(len(lengths_K), width, dtype=torch.long, device=lengths_K.device)
+    counts_KD = torch.zeros_like(ids_KD)
+    ids_KD[places], counts_KD[places] = ids.long(), counts.long()
+    return Sampled(ids_KD, counts_KD)
 
 
 class TopKArrays(NamedTuple):
@@ -113,8 +107,7 @@ class InProcessTeacher:
     def outputs(self, micro_batch: MicroBatch) -> TeacherOutputs | torch.Tensor:
         assert micro_batch.teacher is not None
         logits = self._logits(micro_batch.teacher)
-        if self.teacher.task == "regression":
-            assert isinstance(logits, Logits)
+        if isinstance(logits, Logits) and self.teacher.task == "regression":
             return logits.values_NV.squeeze(1)
         return logits
 

@@ -41,7 +41,7 @@ MLFLOW_PARAMS = 100  # at once, at most
 NO_USAGE_STATS = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}  # read when they are imported
 Numbers = Mapping[str, float]
 Write = Callable[[int, Numbers], None]
-Close = Callable[[bool], None]  # told whether the training failed
+Close = Callable[[bool], None]  # its argument: whether the training failed
 
 
 def _to_stderr(line: str) -> None:
@@ -52,7 +52,7 @@ class Log:
     """The open log of a training that begins, or goes on, at `step`; for its first worker alone.
 
     A training that goes on drops what it will write again. `settings` are shown beside the curves, as
-    `section.field`. `warn` is told, in one line, of a tracker that fails; it is called from threads.
+    `section.field`. `warn` gets a line about each tracker that fails; it is called from threads.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Log:
         os.environ.update(NO_USAGE_STATS)
         shown = flatten(settings) if settings else {}
         self.copies = [_Copy("tensorboard", partial(_tensorboard, folder, step, shown), warn)]
-        self.copies += [_Copy(t.kind, partial(_opened, t, folder, name, shown), warn) for t in trackers]
+        self.copies += [_Copy(t.kind, partial(_connected, t, folder, name, shown), warn) for t in trackers]
 
     def __enter__(self) -> Log:
         return self
@@ -109,20 +109,20 @@ class NoLog:
 
 def _lines_until(path: Path, step: int) -> list[str]:
     """Lines of an earlier attempt that a training resumed at `step` keeps; none where it begins anew."""
-    kept = []
+    lines = []
     for line in path.read_text(encoding="utf-8").splitlines() if step and path.exists() else []:
         try:
-            kept += [line] if json.loads(line)["step"] <= step else []
+            lines += [line] if json.loads(line)["step"] <= step else []
         except ValueError:
             continue  # the line a kill cut short
-    return kept
+    return lines
 
 
 class _Copy:
     """A tracker in a thread of its own: the training neither waits for a network nor fails with it."""
 
-    def __init__(self, kind: str, opened: Callable[[], tuple[Write, Close]], warn: Callable[[str], None]):
-        self.kind, self.opened, self.warn = kind, opened, warn
+    def __init__(self, kind: str, connect: Callable[[], tuple[Write, Close]], warn: Callable[[str], None]):
+        self.kind, self.connect, self.warn = kind, connect, warn
         self.failed = False  # the training
         self.given_up = False  # after the one line about it
         self.waiting: queue.SimpleQueue[tuple[int, Numbers] | None] = queue.SimpleQueue()
@@ -152,7 +152,7 @@ class _Copy:
 
     def _work(self) -> None:
         try:
-            write, close = self.opened()
+            write, close = self.connect()
             for step, numbers in iter(self.waiting.get, None):
                 write(step, numbers)
             close(self.failed)
@@ -172,7 +172,7 @@ class _Copy:
 PACKAGES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "mlflow": "mlflow.tracking"}
 
 
-def _opened(tracker: Tracker, folder: Path, name: str, settings: dict[str, Any]) -> tuple[Write, Close]:
+def _connected(tracker: Tracker, folder: Path, name: str, settings: dict[str, Any]) -> tuple[Write, Close]:
     if isinstance(tracker, Wandb):
         return _wandb(tracker, folder, name, settings)
     return _mlflow(tracker, folder, name, settings)
@@ -234,7 +234,7 @@ def _wandb(tracker: Wandb, folder: Path, name: str, settings: dict[str, Any]) ->
 def _mlflow(tracker: Mlflow, folder: Path, name: str, settings: dict[str, Any]) -> tuple[Write, Close]:
     """An MLflow run; what a resumed one holds already is not sent again."""
     if tracker.tracking_uri.startswith("file:"):
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow asks so to be told twice
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow wants it said twice
     from mlflow.entities import Metric, Param
     from mlflow.tracking import MlflowClient
 
@@ -262,18 +262,18 @@ def _mlflow(tracker: Mlflow, folder: Path, name: str, settings: dict[str, Any]) 
 
 
 def _mlflow_experiment(client: Any, name: str) -> str:
-    """The id of an experiment, which is made where there is none; students that begin together may all try."""
+    """The id of an experiment, which is created where there is none; students that begin at once may all try."""
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         try:
             return client.create_experiment(name)
         except MlflowException:
-            found = client.get_experiment_by_name(name)
-            if found is None:
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
                 raise
-    return found.experiment_id
+    return experiment.experiment_id
 
 
 @contextmanager
@@ -284,8 +284,8 @@ def _one_at_a_time(address: str) -> Iterator[None]:
         return
     folder = Path(url2pathname(urlsplit(address).path))
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".raykd.lock", "w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with open(folder / ".raykd.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
@@ -305,6 +305,6 @@ def _run_id(folder: Path, kind: str) -> str | None:
 def _keep_run_id(folder: Path, kind: str, number: str) -> str:
     path = folder / IDS
     with _ids:
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        put(path, json.dumps({**kept, kind: number}).encode())
+        run_ids = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        put(path, json.dumps({**run_ids, kind: number}).encode())
     return number

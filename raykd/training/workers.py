@@ -38,13 +38,11 @@ def from_all_workers(value: Any) -> list[Any]:
     return values
 
 
-def sum_over_workers(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The sum of all workers' tensors, which travel from `device`."""
-    if world_size() == 1:
-        return tensor
-    total = tensor.to(device)
-    dist.all_reduce(total)
-    return total
+def sum_over_workers(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, on the worker's device, after all workers' are added to it."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
 
 
 def parallelised(student: Student, parallel: str, device: torch.device) -> Any:
