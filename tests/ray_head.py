@@ -60,7 +60,9 @@ def _answers() -> bool:
     return True
 
 
-def asked(environment: dict[str, str], *command: str, timeout: float = 700, **options) -> subprocess.CompletedProcess:
-    """A finished command of somebody who submits; all that it said is its stdout, as Ray says half of it on stderr."""
+def finished(
+    environment: dict[str, str], *command: str, timeout: float = 700, **options
+) -> subprocess.CompletedProcess:
+    """A finished command of a user who submits; its stdout has all output, because Ray prints half of it on stderr."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.run(command, env=environment, timeout=timeout, **streams, **options)

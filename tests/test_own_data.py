@@ -1,4 +1,4 @@
-"""docs/own_data.md as written: rows, an endpoint, and a student that answers."""
+"""docs/own_data.md as written: rows, an endpoint, and a student that is used."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ LAST = ["today", "tonight", "now", "soon", "please", "again", "for me", "in Rome
 
 
 class Endpoint(BaseHTTPRequestHandler):
-    """Chat completions by the first word of the last turn; some answers say too much."""
+    """Chat completions by the first word of the last turn; some hold more than the intent."""
 
-    asked: list[dict] = []
+    requests: list[dict] = []
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         text = body["messages"][-1]["content"]
-        self.asked.append({"text": text, "key": self.headers["Authorization"], **body})
+        self.requests.append({"text": text, "key": self.headers["Authorization"], **body})
         intent = next(name for name, words in WORDS.items() if words.split()[0] in text)
-        said = f"The intent is {intent}." if "in Rome" in text and body["temperature"] == 0 else intent
+        content = f"The intent is {intent}." if "in Rome" in text and body["temperature"] == 0 else intent
         usage = {"prompt_tokens": 100, "completion_tokens": 2, "total_tokens": 102}
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
-        answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-        sent = json.dumps({**answer, "usage": usage}).encode()
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
+        completion = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        sent = json.dumps({**completion, "usage": usage}).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(sent)))
@@ -101,30 +101,32 @@ def test_the_page_as_written(tmp_path, endpoint):
             assert " => PlayMusic" in done.stdout
             assert re.search(r"[1-9]\d* of the first \d+ pseudo-targets are not of the format labels", done.stdout)
 
-    asked = list(Endpoint.asked)
-    assert {one["key"] for one in asked} == {f"Bearer {KEY}"}
-    first = [one["text"] for one in asked if one["temperature"] == 0]
-    assert len(first) == len(set(first)) == 240 + 30  # those that were looked at first are not asked for again
-    assert all(len(one["messages"]) == 18 for one in asked)  # the system's, eight examples of two turns, the input
-    new = [one for one in asked if one["text"] not in dict(inputs)]  # which are no examples themselves
-    assert all(one["messages"][-3]["content"].split()[0] in one["text"] for one in new)  # the most similar is last
+    requests = list(Endpoint.requests)
+    assert {request["key"] for request in requests} == {f"Bearer {KEY}"}
+    first = [request["text"] for request in requests if request["temperature"] == 0]
+    assert len(first) == len(set(first)) == 240 + 30  # the first run's are not requested again
+    messages = [request["messages"] for request in requests]
+    assert all(len(turns) == 18 for turns in messages)  # the system's, eight examples of two turns, the input
+    new = [request for request in requests if request["text"] not in dict(inputs)]  # no examples themselves
+    most_similar = [request["messages"][-3]["content"] for request in new]  # it comes last
+    assert all(shot.split()[0] in request["text"] for shot, request in zip(most_similar, new, strict=True))
 
     run = tmp_path / "runs/own"
     report = json.loads((run / "report.json").read_text())
-    assert report["totals"]["endpoint_rows"] == len(asked) - 80  # the look asked for fifty and the test rows
-    assert report["totals"]["endpoint_cost"] == pytest.approx((100 * 0.15 + 2 * 0.60) * (len(asked) - 80) / 1e6)
-    chosen = next(s["stats"] for s in report["stages"] if s["stage"] == "teacher/chosen")
-    assert chosen["retried"] > 0 and chosen["invalid"] == chosen["dropped"] == 0
+    assert report["totals"]["endpoint_rows"] == len(requests) - 80  # the first run: fifty inputs and the test rows
+    assert report["totals"]["endpoint_cost"] == pytest.approx((100 * 0.15 + 2 * 0.60) * (len(requests) - 80) / 1e6)
+    selected = next(s["stats"] for s in report["stages"] if s["stage"] == "teacher/chosen")
+    assert selected["retried"] > 0 and selected["invalid"] == selected["dropped"] == 0
     assert report["arms"]["mckd"]["exact_match"] > 50
-    (run / "teacher/labels/manifest.json").unlink()  # as if it was killed after the last answer
+    (run / "teacher/labels/manifest.json").unlink()  # as if it was killed after the last pseudo-target
     again = subprocess.run(shlex.split(COMMANDS[-1]), cwd=tmp_path, env=environment, capture_output=True, timeout=300)
-    assert again.returncode == 0 and Endpoint.asked == asked
+    assert again.returncode == 0 and Endpoint.requests == requests
     later = json.loads((run / "report.json").read_text())["totals"]
     assert all(later[name] == report["totals"][name] for name in ("endpoint_rows", "endpoint_cost"))
     for file in (tmp_path / "runs").rglob("*"):
         assert not file.is_file() or KEY.encode() not in file.read_bytes(), file
-    said = subprocess.run(
+    served = subprocess.run(
         [sys.executable, "-c", PYTHON.replace('classify("', 'print(classify("').replace('jazz")', 'jazz"))')],
         **{"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 300},
     )
-    assert said.returncode == 0 and "PlayMusic" in said.stdout, said.stdout + said.stderr
+    assert served.returncode == 0 and "PlayMusic" in served.stdout, served.stdout + served.stderr

@@ -22,14 +22,14 @@ LINUX = {"sys_platform": "linux", "platform_machine": "x86_64", "platform_system
 def pins(lines) -> dict[str, str]:
     """Name to version of the requirements that hold on Linux x86-64 with this Python."""
     environment = {key: str(value) for key, value in {**default_environment(), **LINUX}.items()}
-    found = {}
+    versions = {}
     for line in lines:
         requirement = Requirement(line)
         if requirement.name != "raykd" and (not requirement.marker or requirement.marker.evaluate(environment)):
             (pin,) = requirement.specifier  # exactly one, or the file is no lock
             assert pin.operator == "==", line
-            found[canonicalize_name(requirement.name)] = pin.version
-    return found
+            versions[canonicalize_name(requirement.name)] = pin.version
+    return versions
 
 
 def locked(extra: str) -> dict[str, str]:

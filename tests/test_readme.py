@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, raykd
-from ray_head import ADDRESS, asked, head
+from ray_head import ADDRESS, finished, head
 
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
@@ -70,14 +70,14 @@ def test_job_submit_as_written(tmp_path):
             urllib.request.urlopen(f"{ADDRESS}/api/jobs/", timeout=10)
         written = shlex.split(command.replace("/shared/runs", str(tmp_path / "runs")))
         at = written.index("--")
-        done = asked(environment, *written[:at], "--submission-id", "raykd-readme", *written[at:], *SHORT, cwd=ROOT)
+        done = finished(environment, *written[:at], "--submission-id", "raykd-readme", *written[at:], *SHORT, cwd=ROOT)
         assert done.returncode == 0, done.stdout[-6000:]
         assert "joined the Ray cluster" in done.stdout and "mckd/final: train" in done.stdout
         report = json.loads((tmp_path / "runs/demo/report.json").read_text())
         assert report["complete"] and "phoneme_error_rate" in done.stdout
-        assert " succeeded" in asked(environment, "ray", "job", "status", "raykd-readme").stdout
-        assert "mckd/final: train" in asked(environment, "ray", "job", "logs", "raykd-readme").stdout
-        listed = asked(environment, "ray", "job", "list")
+        assert " succeeded" in finished(environment, "ray", "job", "status", "raykd-readme").stdout
+        assert "mckd/final: train" in finished(environment, "ray", "job", "logs", "raykd-readme").stdout
+        listed = finished(environment, "ray", "job", "list")
         assert "SUCCEEDED" in listed.stdout
         assert "planted-51c0de" not in listed.stdout + done.stdout
         for path in (tmp_path / "runs").rglob("*"):
@@ -91,28 +91,28 @@ def test_a_job_that_is_stopped_takes_its_engines_along(tmp_path):
     more = ["data.unlabelled.limit=100000", f"output={tmp_path / 'runs'}", "teacher.fine_tune.max_steps=2"]
     with head(tmp_path, RAYKD_TEST="stopped") as environment:
         submit = ["ray", "job", "submit", "--no-wait", "--submission-id", "raykd-stopped", "--working-dir", "."]
-        done = asked(environment, *submit, "--", "python", "-m", "raykd", "label", "demo", *more, cwd=ROOT)
+        done = finished(environment, *submit, "--", "python", "-m", "raykd", "label", "demo", *more, cwd=ROOT)
         assert done.returncode == 0, done.stdout
         until = time.monotonic() + 400
         while not (engines := processes(b"RAYKD_ENGINE=")):
-            assert time.monotonic() < until, asked(environment, "ray", "job", "logs", "raykd-stopped").stdout[-3000:]
+            assert time.monotonic() < until, finished(environment, "ray", "job", "logs", "raykd-stopped").stdout[-3000:]
             time.sleep(1)
-        assert asked(environment, "ray", "job", "stop", "raykd-stopped").returncode == 0
+        assert finished(environment, "ray", "job", "stop", "raykd-stopped").returncode == 0
         until = time.monotonic() + 60
         while engines & processes(b"RAYKD_ENGINE="):
             assert time.monotonic() < until, "engines outlived their job"
             time.sleep(1)
-        assert " stopped" in asked(environment, "ray", "job", "status", "raykd-stopped").stdout
+        assert " stopped" in finished(environment, "ray", "job", "status", "raykd-stopped").stdout
 
 
 def processes(mark: bytes) -> set[int]:
-    """Those that run with this in their environment, started by this test's head."""
-    found = set()
+    """Ids of the processes with this in their environment that this test's head started."""
+    pids = set()
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             variables = (entry / "environ").read_bytes()
             if mark in variables and b"RAYKD_TEST=stopped" in variables:
-                found.add(int(entry.name))
+                pids.add(int(entry.name))
         except OSError:
             continue
-    return found
+    return pids

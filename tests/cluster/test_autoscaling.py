@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, T5
-from ray_head import asked, head
+from ray_head import finished, head
 from test_end_to_end import TRAINING, recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -53,7 +53,7 @@ def alive(environment: dict[str, str]) -> dict[str, int]:
     """How many nodes there are of each kind."""
     code = "import ray, json; ray.init('127.0.0.1:26379', log_to_driver=False, logging_level='ERROR');"
     code += "print(json.dumps([n['Resources'] for n in ray.nodes() if n['Alive']]))"
-    done = asked(environment, "python", "-c", code, timeout=60)
+    done = finished(environment, "python", "-c", code, timeout=60)
     nodes = json.loads(done.stdout.splitlines()[-1])
     return {kind: sum(f"raykd_{kind}" in resources for resources in nodes) for kind in ("teacher", "student")}
 
@@ -93,11 +93,11 @@ def test_nodes_come_when_they_are_needed_and_go_again(tmp_path, tiny_models):
     with head(tmp_path, *options, **variables) as environment:
         assert alive(environment) == {"teacher": 0, "student": 0}
         submit = ["ray", "job", "submit", "--no-wait", "--submission-id", "scaled", "--", "python", "-m", "raykd"]
-        done = asked(environment, *submit, "run", str(file))
+        done = finished(environment, *submit, "run", str(file))
         assert done.returncode == 0, done.stdout
 
         def logs() -> str:
-            return asked(environment, "ray", "job", "logs", "scaled", timeout=60).stdout
+            return finished(environment, "ray", "job", "logs", "scaled", timeout=60).stdout
 
         def until(what, seconds: float) -> None:
             end = time.monotonic() + seconds
@@ -110,9 +110,9 @@ def test_nodes_come_when_they_are_needed_and_go_again(tmp_path, tiny_models):
         until(lambda: list(run.glob("mckd/round-1/student-*/log.jsonl")), 400)
         os.kill(raylets("student")[0], signal.SIGKILL)
         status = ["ray", "job", "status", "scaled"]
-        until(lambda: any(word in asked(environment, *status).stdout for word in (" succeeded", " failed")), 900)
+        until(lambda: any(word in finished(environment, *status).stdout for word in (" succeeded", " failed")), 900)
         said = logs()
-        assert " succeeded" in asked(environment, *status).stdout, said[-4000:]
+        assert " succeeded" in finished(environment, *status).stdout, said[-4000:]
         assert "teacher/labels: waiting for nodes with raykd_teacher 1 (there are 0)" in said
         assert "waiting for nodes with raykd_student 1 (there are 0)" in said
         until(lambda: alive(environment) == {"teacher": 0, "student": 0}, 120)

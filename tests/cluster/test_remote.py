@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import pytest
 from conftest import raykd
-from ray_head import asked, head
+from ray_head import finished, head
 from test_end_to_end import TRAINING, recipe
 
 from raykd.cluster import train
@@ -187,7 +187,7 @@ def test_nodes_that_share_no_folder(tmp_path, bucket, place):
             while "--block" not in (tmp_path / f"node-{number}").read_text():  # two at a time take each other's ports
                 assert time.monotonic() < until and started.poll() is None, (tmp_path / f"node-{number}").read_text()
                 time.sleep(0.5)
-        done = asked(environment, "ray", "job", "submit", "--", "python", "-m", "raykd", "run", str(file))
+        done = finished(environment, "ray", "job", "submit", "--", "python", "-m", "raykd", "run", str(file))
         assert done.returncode == 0, done.stdout
     assert not (remote.COPIES / "s3/place/runs/tokens").exists()  # what the students' nodes made
     report = json.loads(bucket.cat("place/runs/small/report.json"))
