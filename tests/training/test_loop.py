@@ -26,7 +26,7 @@ from raykd.recipe.training import Training
 from raykd.training import batches, setup
 from raykd.training.dataset import EncodedStream
 from raykd.training.encode import Limits, encode_source
-from raykd.training.job import MarkedSource, TrainingSpec
+from raykd.training.job import MarkedSource, TrainingResult, TrainingSpec, TrainingStats
 from raykd.training.loop import train
 from raykd.training.planner import BatchPlan, Lengths
 from raykd.training.student import Student
@@ -62,6 +62,8 @@ def test_training_lowers_the_dev_loss_and_leaves_a_model(tmp_path, shared_tokeni
     result = train(training_spec(tmp_path, shared_tokenizer, kind, max_steps=60), lambda m, f: reports.append(m))
     assert result["steps"] == 60 and [m["step"] for m in reports] == [10, 20, 30, 40, 50, 60]
     assert result["dev_loss"] == min(m["dev_loss"] for m in reports) < reports[0]["dev_loss"]
+    assert result.keys() == TrainingResult.__annotations__.keys()
+    assert result["stats"].keys() == TrainingStats.__annotations__.keys()
     assert result["stats"]["rows"] + result["stats"]["dev_rows"] == 200
     made = Checkpoint(kind="checkpoint", path=result["model"])
     tokenizer = load_tokenizer(result["model"])
@@ -260,7 +262,11 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path, shared_tokenizer):
     largest.write_bytes(whole[:-7])
     with pytest.raises(TrainingError, match=f"damaged checkpoint: {largest.name} has {len(whole) - 7} bytes, not"):
         train(spec, nothing, kept / "20")
-    (kept / "10" / "cursor-0.json").unlink()
+    cursor = kept / "10" / "cursor-0.json"
+    cursor.write_text(json.dumps({**json.loads(cursor.read_text()), "way": 0.5}))
+    with pytest.raises(TrainingError, match="the checkpoint is of another version of raykd: .*'way'"):
+        train(spec, nothing, kept / "10")
+    cursor.unlink()
     with pytest.raises(TrainingError, match="damaged checkpoint") as error:
         train(spec, nothing, kept / "10")
     assert "\n" not in str(error.value)
