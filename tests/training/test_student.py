@@ -407,7 +407,5 @@ def test_sides_of_different_sizes_are_refused():
     inputs, labels = batch()
     with pytest.raises(ValueError, match=r"the teacher's side has 35 positions, the labels have \d\d$"):
         Student(build("llama tied"))(inputs, LOSSES, TokenBatch(labels, torch.zeros(35, 37)))
-    with pytest.raises(
-        ValueError, match="counts tokens to be produced, and the task is extractive_qa"
-    ):
+    with pytest.raises(ValueError, match="counts tokens to be produced, and the task is extractive_qa"):
         Student(reader("extractive_qa"), shared_vocab_size=3, task="extractive_qa")
