@@ -8,7 +8,7 @@ import torch
 
 from raykd.losses.kinds import LOSSES, TokenLoss
 from raykd.losses.logits import wide
-from raykd.losses.tokens import Result, Term, TokenBatch
+from raykd.losses.tokens import Result, Term, TokenBatch, over_denominator
 
 
 def number_losses(losses: Sequence[TokenLoss], student_N: torch.Tensor, batch: TokenBatch) -> Result:
@@ -29,9 +29,8 @@ def number_losses(losses: Sequence[TokenLoss], student_N: torch.Tensor, batch: T
             raise ValueError(f"{loss.name}: {len(student_N)} predictions against {targets.numel()} numbers")
         error_N = loss.definition.values(student_N, targets.flatten().detach().to(student_N.dtype))
         value, count = (error_N * weights_N).sum(), weights_N.sum()
-        over = (batch.denominators or {loss.name: count})[loss.name]
-        over = torch.as_tensor(over, dtype=student_N.dtype, device=student_N.device)
-        total = total + value * torch.where(over > 0, loss.weight / over, 0.0)
+        denominator = (batch.denominators or {loss.name: count})[loss.name]
+        total = total + value * over_denominator(loss.weight, denominator, student_N)
         terms[loss.name] = Term(value.detach(), count)
         values[loss.name] = error_N.detach().masked_fill(weights_N == 0, 0.0)
     return Result(total, terms, values)

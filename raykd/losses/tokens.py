@@ -83,17 +83,15 @@ def token_losses(
     counted_N = labels_N != IGNORE if batch.weights_N is None else (labels_N != IGNORE) & (batch.weights_N != 0)
     at_K = counted_N.nonzero().squeeze(1)  # places of the positions that count
     labels_K = labels_N[at_K]
-    student_K, teacher_K = (
-        _counted(role, outputs, at_K, len(labels_N), shared_vocab_size)
-        for role, outputs in (("student", student), ("teacher", batch.teacher))
-    )
+    student_K = _counted("student", student, at_K, len(labels_N), shared_vocab_size)
+    teacher_K = _counted("teacher", batch.teacher, at_K, len(labels_N), shared_vocab_size)
     _check(losses, student_K, teacher_K, labels_K)
     rows = chunk_rows or _chunk_rows(student_K)
     dtype = wide(student_K.tensors()[0][:0]).dtype
     weights_K = torch.ones_like(labels_K, dtype=dtype) if batch.weights_N is None else batch.weights_N[at_K].to(dtype)
-    easy_mask_K = None if batch.easy_mask_N is None else batch.easy_mask_N[at_K]
-    if easy_mask_K is None:
-        easy_mask_K = _easy_mask(losses, teacher_K, labels_K, rows)
+    easy_mask_K = (
+        _easy_mask(losses, teacher_K, labels_K, rows) if batch.easy_mask_N is None else batch.easy_mask_N[at_K]
+    )
     weights = {name: w for loss in losses for name, w in loss.position_weights(weights_K, easy_mask_K).items()}
     counts = {name: w.sum() for name, w in weights.items()}
     factors = _over_denominators(losses, weights, batch.denominators or counts)
@@ -151,11 +149,13 @@ def _over_denominators(
 ) -> dict[str, torch.Tensor]:
     """By term, what each position's value is multiplied by in the total; 0 where the denominator is 0."""
     factors = {name: factor for loss in losses for name, factor in loss.factors.items()}
-    scaled = {}
-    for name, weights_K in weights.items():
-        over = torch.as_tensor(denominators[name], dtype=weights_K.dtype, device=weights_K.device)
-        scaled[name] = torch.where(over > 0, factors[name] / over, 0.0) * weights_K
-    return scaled
+    return {n: over_denominator(factors[n], denominators[n], w) * w for n, w in weights.items()}
+
+
+def over_denominator(factor: float, denominator: Any, like: torch.Tensor) -> torch.Tensor:
+    """factor / denominator, a scalar of the type and device of `like`; 0 where the denominator is 0."""
+    denominator = torch.as_tensor(denominator, dtype=like.dtype, device=like.device)
+    return torch.where(denominator > 0, factor / denominator, 0.0)
 
 
 class _Chunks(torch.autograd.Function):
@@ -166,9 +166,7 @@ class _Chunks(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, chunk: Any, factors: Any, student: Any, rows: int, pieces: Any, *tensors: Any
-    ) -> torch.Tensor:
+    def forward(ctx, chunk, factors, student, rows, pieces, *tensors):
         needs = ctx.needs_input_grad[5:]
         dtype = wide(tensors[0][:0]).dtype
         gradients = [torch.zeros_like(t, dtype=dtype) if n else None for t, n in zip(tensors, needs, strict=True)]
@@ -193,7 +191,7 @@ class _Chunks(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[Any, ...]:
+    def backward(ctx, upstream):
         gradients = (None if g is None else g * upstream.to(g.dtype) for g in ctx.saved_tensors)
         return None, None, None, None, None, *gradients
 
@@ -244,11 +242,10 @@ def _uncertainty(teacher: Any, labels_K: torch.Tensor, rows: int) -> torch.Tenso
     """(K,) 1 - T(y), of a teacher with logits by chunks of so many rows."""
     if isinstance(teacher, TopK):
         at = teacher.ids == labels_K[:, None]
-        known = at.any(1)
-        inside = teacher.logprobs.masked_fill(~at, -torch.inf).amax(1)
+        logprobs = teacher.logprobs.masked_fill(~at, -torch.inf).amax(1)
         if teacher.target_logprobs is not None:
-            inside = torch.where(known, inside, teacher.target_logprobs)
-        return 1 - wide(inside).exp()
+            logprobs = torch.where(at.any(1), logprobs, teacher.target_logprobs)
+        return 1 - wide(logprobs).exp()
     with torch.no_grad():
         pieces = [wide(labels_K[:0])]
         for start in range(0, len(labels_K), rows):

@@ -107,15 +107,9 @@ class TrainingRun:
         self._require_finite(norm, "gradient's norm is", batch)
         setup.optimizer.step()
         setup.optimizer.zero_grad(set_to_none=True)
-        terms = {
-            n: value / max(float(over), 1e-9) for (n, over), value in zip(denominators.items(), values, strict=True)
-        }
-        return {
-            "loss": loss,
-            **(terms if len(terms) > 1 else {}),
-            "learning_rate": learning_rate,
-            "gradient_norm": norm,
-        }
+        terms = {name: sum_ / max(denominators[name], 1e-9) for name, sum_ in zip(denominators, values, strict=True)}
+        metrics = {"loss": loss, **(terms if len(terms) > 1 else {})}
+        return metrics | {"learning_rate": learning_rate, "gradient_norm": norm}
 
     def share_done(self) -> float:
         """How much of the training is done, from 0 to 1."""

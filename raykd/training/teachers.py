@@ -137,11 +137,11 @@ class Scorer(Protocol):
     """A teacher elsewhere."""
 
     def ask(self, tensors: dict[str, torch.Tensor]) -> Any:
-        """Ask for the outputs for a `MicroBatch.teacher`; returns a request at once."""
+        """Request the outputs for a `MicroBatch.teacher`; returns at once, with what `wait` takes."""
         ...
 
     def wait(self, request: Any) -> TopKArrays:
-        """The outputs that were asked for: what `InProcessTeacher.top_k` returns."""
+        """The outputs of a request, as `InProcessTeacher.top_k` returns them."""
         ...
 
 
