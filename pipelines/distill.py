@@ -60,10 +60,10 @@ def run(session: Session, alone: bool = False) -> str:
     return student
 
 
-def labels(session: Session, begun: Callable[[StoredSource], None] = lambda stored: None) -> StoredSource:
+def labels(session: Session, on_start: Callable[[StoredSource], None] = lambda stored: None) -> StoredSource:
     """The teacher's pseudo-targets for the unlabelled inputs, and its predictions for the test inputs."""
     splits = read_rows(session)
-    return label_by_teacher(session, splits, {"unlabelled": splits.file("unlabelled")}, begun)
+    return label_by_teacher(session, splits, {"unlabelled": splits.file("unlabelled")}, on_start)
 
 
 def teacher(session: Session, splits: Splits) -> PseudoTargets:
@@ -88,11 +88,11 @@ def training_data(session: Session, splits: Splits, stored: StoredSource) -> Tra
 
 
 def label_by_teacher(
-    session: Session, splits: Splits, inputs: Mapping[str, Path], begun: Callable[[StoredSource], None]
+    session: Session, splits: Splits, inputs: Mapping[str, Path], on_start: Callable[[StoredSource], None]
 ) -> StoredSource:
     """The teacher's pseudo-targets for inputs, and its predictions for the test inputs, in one start of its engine.
 
-    Also for the gold inputs, where the student learns both. `begun` is called before the first pseudo-target.
+    Also for the gold inputs, where the student learns both. `on_start` is called before the first pseudo-target.
     """
     sources = {**inputs, **({"test": splits.file("test")} if "test" in splits.names else {})}
     if session.recipe.student.training.sequences.kind != "pseudo_targets":
@@ -104,7 +104,7 @@ def label_by_teacher(
         sources=sources,
         about=TEACHER,
     )
-    return label_inputs(session, request, begun)
+    return label_inputs(session, request, on_start)
 
 
 def select_and_score(

@@ -83,11 +83,11 @@ def partition_files(session: Session, splits: Splits) -> list[Path]:
     return partition_inputs(session, "mckd/partition", splits, method.partitions, method.shares)
 
 
-def labels(session: Session, begun: Callable[[StoredSource], None] = lambda stored: None) -> StoredSource:
+def labels(session: Session, on_start: Callable[[StoredSource], None] = lambda stored: None) -> StoredSource:
     """The teacher's pseudo-targets for the partitions, and its predictions for the test inputs."""
     splits = read_rows(session)
     inputs = {part_name(i): file for i, file in enumerate(partition_files(session, splits))}
-    return distill.label_by_teacher(session, splits, inputs, begun)
+    return distill.label_by_teacher(session, splits, inputs, on_start)
 
 
 def teacher(session: Session, splits: Splits) -> distill.PseudoTargets:

@@ -1,4 +1,4 @@
-"""What a method is compared with, and the scores of all arms."""
+"""The control arm that a method is compared with, and the scores of all arms."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from raykd.stages.train import TrainedModel, TrainingData
 
 
 def gold_only(session: Session, splits: Splits) -> dict[str, TrainingData]:
-    """The trainings of the control arm, one for each learning rate: the student learns gold pairs, without a teacher.
+    """The trainings of the control arm, by stage: the student learns gold pairs alone, once per learning rate.
 
-    Empty where the recipe has no `arms.gold_only`.
+    Empty if the recipe has no `arms.gold_only`.
     """
     arm, student = session.recipe.arms.gold_only, session.recipe.student
     if arm is None:
@@ -39,9 +39,9 @@ def gold_only(session: Session, splits: Splits) -> dict[str, TrainingData]:
 
 
 def score_arms(session: Session, splits: Splits, models: Iterable[TrainedModel]) -> None:
-    """Evaluate the student of each arm on the test rows; of several students of an arm the one with the best score.
+    """Evaluate one student per arm on the test rows: the one with the best dev score. Compares trees as well.
 
-    Does nothing where the recipe has no test rows.
+    Does nothing if the recipe has no test rows.
     """
     if not splits.test:
         return

@@ -1,4 +1,4 @@
-"""The stage `evaluate`: a model's predictions for the test inputs, and their scores. And scores of pseudo-targets."""
+"""The stage `evaluate`: predictions of a model for the test inputs, and their scores; and scores of pseudo-targets."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ from raykd.stages.labelling import TEACHER_LINEAGE, LabellingRequest, read_sampl
 from raykd.stages.rows import json_lines, output_format
 from raykd.stages.select import best_sample
 
-PREDICTIONS = "predictions.jsonl"  # of an evaluation: {id, input, prediction, references}, a test example a line
-TREE_LABEL = re.compile(r"(?<=\()[^\s()]+")  # of a labelled bracket
+PREDICTIONS = "predictions.jsonl"  # {id, input, prediction, references} for each test example
+TREE_LABEL = re.compile(r"(?<=\()[^\s()]+")  # the label of a bracket
 NOTHING = re.compile(r"(?!)")  # matches nowhere
 
 
 def evaluate_arm(
     session: Session, about: StageAbout, model: str, role: Teacher | Student, test: list[Example]
 ) -> dict[str, float]:
-    """The scores of an arm's model on the test examples, by metric of the recipe; empty where there is no example.
+    """{metric: score} of an arm's model on the test examples, for the recipe's metrics; empty without test examples.
 
-    `model` is its folder, of an endpoint its name; `role` says how it is prompted and decoded. Of a teacher's several
-    samples the first is the prediction, or their vote where the recipe has `pseudo_targets.vote`. An input that the
-    model rejects counts as an empty prediction. Scores are also written into the model's card.
+    `model` is the model's folder, or its name at an endpoint; `role` says how it is prompted and decoded. If a teacher
+    writes several samples, its prediction is the first one, or the winner of their vote if the recipe has
+    `pseudo_targets.vote`. An input that the model rejects has an empty prediction. Scores are also written into the
+    model's card.
 
-    Raises what `label_inputs` raises; RecipeError for an unknown metric, DataError where a metric has nothing to score.
+    Raises the errors of `label_inputs`; RecipeError for an unknown metric, DataError if a metric has nothing to score.
     """
     if not test:
         return {}
@@ -46,7 +47,7 @@ def evaluate_arm(
     )
     samples = read_samples(label_inputs(session, request), "test", TEACHER_LINEAGE)
     vote = session.recipe.pseudo_targets.vote and isinstance(role, Teacher)
-    best = [best_sample(output_format(session), of_input) if vote else of_input[0] for of_input in samples]
+    best = [best_sample(output_format(session), candidates) if vote else candidates[0] for candidates in samples]
     by_input = {example.input: example.target or "" for example in best}
 
     def work(folder: Path) -> tuple[dict, dict]:
@@ -69,9 +70,9 @@ def evaluate_arm(
 
 
 def compare_trees(session: Session, arms: Iterable[str]) -> None:
-    """Compare evaluated arms' trees with the teacher's, for the report: agreement, and recall by gold label.
+    """Compare the trees of evaluated arms with the teacher's, for the report: agreement, and recall by gold label.
 
-    Does nothing where the recipe's targets are no trees, or the teacher was not evaluated.
+    Does nothing if the recipe's targets are not trees, or the teacher was not evaluated.
     """
     form = session.recipe.pseudo_targets.format
     if form not in TREES or not session.folder.is_complete("evaluate/teacher"):
@@ -81,11 +82,11 @@ def compare_trees(session: Session, arms: Iterable[str]) -> None:
     files = {arm: session.path / "evaluate" / arm / PREDICTIONS for arm in ("teacher", *arms)}
     rows = {arm: [json.loads(line) for line in file.read_text("utf-8").split("\n")[:-1]] for arm, file in files.items()}
     label = TREE_LABEL if form == "labelled_trees" else NOTHING
-    predictions = {arm: [label.sub("", row["prediction"]) for row in of_arm] for arm, of_arm in rows.items()}
+    predictions = {arm: [label.sub("", row["prediction"]) for row in arm_rows] for arm, arm_rows in rows.items()}
     references = [row["references"] for row in rows["teacher"]]
 
     def work(_: Path) -> tuple[dict, dict]:
-        recall = {arm: trees.label_recall(of_arm, references) for arm, of_arm in predictions.items()}
+        recall = {arm: trees.label_recall(texts, references) for arm, texts in predictions.items()}
         agreement = {arm: asdict(trees.agreement(predictions["teacher"], predictions[arm], references)) for arm in arms}
         return {"label_recall": recall, "agreement": agreement}, {"rows": len(references)}
 
@@ -95,23 +96,23 @@ def compare_trees(session: Session, arms: Iterable[str]) -> None:
 def score_pseudo_targets(
     session: Session, name: str, about: StageAbout, pseudo_targets: list[Example], unlabelled: list[Example]
 ) -> None:
-    """Score pseudo-targets against the gold of the unlabelled rows, for the report only: nothing is selected by it.
+    """Score pseudo-targets against the gold of the unlabelled rows, for the report only: it selects nothing.
 
-    Rows without gold are left out; does nothing where none has gold, or the recipe has no metrics. `about` without a
-    round is the teacher's.
+    Rows without gold are left out. Does nothing if no row has gold, or the recipe has no metrics. If `about` has no
+    round, the pseudo-targets are the teacher's.
     """
     gold = {example.input: example for example in unlabelled if example.references_with_target()}
-    known = [example for example in pseudo_targets if example.input in gold]
-    if not known or not session.recipe.metrics:
+    with_gold = [example for example in pseudo_targets if example.input in gold]
+    if not with_gold or not session.recipe.metrics:
         return
 
     def work(_: Path) -> tuple[dict, dict]:
-        scores = _scores(session, [e.target or "" for e in known], [gold[e.input] for e in known])
+        scores = _scores(session, [e.target or "" for e in with_gold], [gold[e.input] for e in with_gold])
         labeller = "teacher" if about.round is None else "students"
-        results = {"round": about.round or 0, "labeller": labeller, "rows": len(known), "metrics": scores}
-        return results, {"rows": len(known)}
+        results = {"round": about.round or 0, "labeller": labeller, "rows": len(with_gold), "metrics": scores}
+        return results, {"rows": len(with_gold)}
 
-    inputs = {"targets": fingerprint([[e.input, e.target] for e in known]), "metrics": session.recipe.metrics}
+    inputs = {"targets": fingerprint([[e.input, e.target] for e in with_gold]), "metrics": session.recipe.metrics}
     session.stage(name, "quality", inputs, work, about)
 
 

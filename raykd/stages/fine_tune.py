@@ -12,9 +12,9 @@ STAGE = "teacher/fine_tune"
 
 
 def fine_tuned_teacher(session: Session, splits: Splits) -> str:
-    """The folder of the teacher, fine-tuned where the recipe has `teacher.fine_tune`; of an endpoint its model's name.
+    """The folder of the teacher, which is fine-tuned first if the recipe has `teacher.fine_tune`.
 
-    Raises what `train_students` raises.
+    For a teacher behind an endpoint it returns the model's name. Raises the errors of `train_students`.
     """
     teacher = session.recipe.teacher
     if isinstance(teacher.model, EndpointModel):

@@ -40,7 +40,7 @@ USAGE = "spent.json"  # beside a labelling's prompts: its Usage
 
 
 class RecordedPayload(NamedTuple):
-    """What a store keeps beside texts, and the reason in one sentence."""
+    """The payload that a store keeps beside texts, and the reason for it in one sentence."""
 
     payload: Payload
     reason: str
@@ -48,7 +48,7 @@ class RecordedPayload(NamedTuple):
 
 @dataclass(frozen=True)
 class Usage:
-    """What a labelling took in all its starts. Rows are prompts; seconds are without the engines' start."""
+    """Counts of a labelling, summed over all its starts. Rows are prompts; seconds exclude the start of engines."""
 
     rows: int = 0
     prompt_tokens: int = 0
@@ -56,7 +56,7 @@ class Usage:
     seconds: float = 0
 
     def plus(self, progress: generate.Progress) -> Usage:
-        """The same, with what one pass took so far."""
+        """The sum of this usage and the progress of one pass."""
         return Usage(
             rows=self.rows + progress.rows,
             prompt_tokens=self.prompt_tokens + progress.prompt_tokens,
@@ -67,11 +67,11 @@ class Usage:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A request, and what follows from it and the recipe."""
+    """A labelling with everything decided: the request, and what is derived from it and the recipe."""
 
     request: LabellingRequest
-    folder: Path  # of the model; for an endpoint its name
-    parts: dict[str, Any]  # what a store is named by, beside its payload
+    folder: Path  # the model's folder; for an endpoint the model's name
+    parts: dict[str, Any]  # the settings that, with the payload, give a store its name
     samples: int
     recorded: RecordedPayload
 
@@ -82,17 +82,17 @@ class _Plan:
 
 
 def label_inputs(
-    session: Session, request: LabellingRequest, begun: Callable[[StoredSource], None] = lambda stored: None
+    session: Session, request: LabellingRequest, on_start: Callable[[StoredSource], None] = lambda stored: None
 ) -> StoredSource:
     """Let a model write pseudo-targets for the inputs of every source, and keep them in a store.
 
     The model only writes the samples that the store does not hold yet. Returns the prompts of all sources and their
-    store, with the payload that was requested. `begun` is called with the same as soon as the prompts are written and
-    the store is there, before the first pseudo-target: a student may follow.
+    store, with the payload that was requested. `on_start` is called with the same value as soon as the prompts are
+    written and the store is open, before the first pseudo-target, so that a student can follow the labelling.
 
-    Raises StoreError where `teacher.store` holds other pseudo-targets or a shard is damaged, EngineError where the
-    engine cannot be opened or dies for good, DataError for more bad rows than data.max_bad_rows allows, RunError where
-    the stage is complete with other inputs.
+    Raises StoreError if `teacher.store` holds other pseudo-targets or a shard is damaged, EngineError if the engine
+    cannot be opened or dies too often, DataError for more bad rows than data.max_bad_rows allows, RunError if the
+    stage is complete with other inputs.
     """
     plan = _plan(session, request)
     inputs = {
@@ -113,7 +113,7 @@ def label_inputs(
     )
 
     def work(stage: Path) -> tuple[dict, dict]:
-        return _label(session, plan, stage, lambda store: begun(replace(stored, store=store.path)))
+        return _label(session, plan, stage, lambda store: on_start(replace(stored, store=store.path)))
 
     results = session.stage(request.name, "label", inputs, work, request.about)
     return replace(stored, store=results["store"])
@@ -140,16 +140,16 @@ def _plan(session: Session, request: LabellingRequest) -> _Plan:
 
 
 def _digest(source: Path | list[Example], score: bool) -> str:
-    """A hash of a source's content, as far as it decides pseudo-targets."""
+    """A hash of the part of a source's content that decides pseudo-targets."""
     if isinstance(source, Path):
         return file_digest(source)
     return fingerprint([[e.id, e.input, e.target if score else None] for e in source])
 
 
 def recorded_payload(session: Session, role: Teacher | Student, folder: Path) -> RecordedPayload:
-    """What is recorded beside texts where the method does not say: the recipe's payload, or what its losses need.
+    """The payload if the method requires none: the recipe's, or for kind auto the one that its losses need.
 
-    `folder` is the model's.
+    `folder` is the model's folder.
     """
     if isinstance(role, Student):
         return RecordedPayload(
@@ -169,7 +169,7 @@ def recorded_payload(session: Session, role: Teacher | Student, folder: Path) ->
     return RecordedPayload(*choose_payload(*sizes, draws_serve))
 
 
-def _label(session: Session, plan: _Plan, stage: Path, begun: Callable[[Store], None]) -> tuple[dict, dict]:
+def _label(session: Session, plan: _Plan, stage: Path, on_start: Callable[[Store], None]) -> tuple[dict, dict]:
     """The stage's work: prompts, then the pseudo-targets that are missing. Returns the stage's results and stats."""
     request, prompts_file = plan.request, stage / "prompts.parquet"
     role = request.role
@@ -183,7 +183,7 @@ def _label(session: Session, plan: _Plan, stage: Path, begun: Callable[[Store], 
     with _pass_file(stage / PASS) as note_rejected:
         if missing.parts:
             store.begin()
-        begun(store)
+        on_start(store)
         figures, rejected = _generate(session, plan, store, stage, missing, note_rejected)
     store.close()
     failed = rejected_rows(request.name, prompts_file, rejected)
@@ -205,20 +205,20 @@ def _label(session: Session, plan: _Plan, stage: Path, begun: Callable[[Store], 
 
 @contextmanager
 def _pass_file(path: Path) -> Iterator[Callable[[dict[bytes, str]], None]]:
-    """Keeps the file PASS for readers that follow: which keys the model rejected, and whether the labelling failed.
+    """Write the file PASS for readers that follow: the keys that the model rejected, and whether the labelling failed.
 
     Yields a function that takes all keys rejected so far, with their reasons.
     """
-    known: list[str] = []
+    rejected_keys: list[str] = []
 
     def write(failed: str | None) -> None:
-        write_json(path, {"refused": known, "failed": failed})
-        with suppress(RunError):  # readers wait a little longer
+        write_json(path, {"refused": rejected_keys, "failed": failed})
+        with suppress(RunError):  # without the file, readers only wait a little longer
             remote.send(path)
 
     def note_rejected(rejected: dict[bytes, str]) -> None:
-        if len(rejected) > len(known):
-            known[:] = [key.hex() for key in rejected]
+        if len(rejected) > len(rejected_keys):
+            rejected_keys[:] = [key.hex() for key in rejected]
             write(None)
 
     write(None)
@@ -264,11 +264,11 @@ def _generate(
         )
     ]
     session.await_resources(request.name, actors.resources, max(1, least))
-    begun = time.monotonic()
+    started = time.monotonic()
     with session.console.bar(request.name, missing.count(), "rows") as update:
 
         def on_shard(progress: generate.Progress) -> None:
-            update(progress.rows, f"{progress.output_tokens / (time.monotonic() - begun):.0f} tokens/s")
+            update(progress.rows, f"{progress.output_tokens / (time.monotonic() - started):.0f} tokens/s")
             write_json(usage_file, asdict(before.plus(progress)))
             if plan.endpoint:
                 remote.send(usage_file)
@@ -295,7 +295,7 @@ def _engine_config(session: Session, plan: _Plan, store: Store, threads: int) ->
         engine=role.engine,
         model=plan.request.model if plan.endpoint else str(plan.folder),
         sampling=role.sampling,
-        # a pass that goes on must not draw again what an earlier one drew
+        # a pass that is resumed needs another seed, so that it does not draw the same samples again
         seed=int(fingerprint([seed, len(store.shards())])[:8], 16) if role.sampling.temperature else seed,
         threads=threads,
         payload=store.payload,  # perhaps richer than the requested one
@@ -305,7 +305,7 @@ def _engine_config(session: Session, plan: _Plan, store: Store, threads: int) ->
 
 
 def _read_usage(path: Path) -> Usage:
-    """What earlier starts of a labelling took."""
+    """The usage of a labelling's earlier starts; zeros if there are none."""
     return Usage(**read_manifest(path)) if path.exists() else Usage()
 
 

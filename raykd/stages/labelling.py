@@ -1,4 +1,4 @@
-"""The records of a labelling: what is asked for, the file of its prompts, and reading its pseudo-targets."""
+"""The records of a labelling: the request, the schema of its prompts, and functions that read its pseudo-targets."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ PROMPTS = pa.schema(
 
 @dataclass(frozen=True)
 class LabellingRequest:
-    """What a model is to write pseudo-targets for.
+    """A request that a model labels examples.
 
-    name     of the stage
-    model    the model's folder or hub name; of an endpoint, the model's name there
+    name     the stage's name
+    model    the model's folder or hub name; for an endpoint, the name of the model there
     role     the recipe's section teacher or student: prompt, decoding, engine
     sources  by name ("unlabelled", "test", "part-0", ...) a parquet file of examples, or a list of examples
-    payload  what is recorded beside texts; None: what role and losses imply, see `stages.label.recorded_payload`
-    score    the model writes nothing, but scores the examples' targets: log-probabilities and payload are kept
-    about    what the stage is for, as its manifest says it to the report
+    payload  recorded beside texts; None: the payload that `stages.label.recorded_payload` derives from the recipe
+    score    the model writes nothing, but scores the examples' targets: log-probabilities and payload are stored
+    about    arm, round and partition of the stage, for its manifest
     rejected_are_bad  an input that the model rejects is a bad row, which data.max_bad_rows must allow
     """
 
@@ -59,7 +59,7 @@ class LabellingRequest:
 
 
 def read_as(stored: StoredSource, training: Training) -> StoredSource:
-    """A labelling as a training reads it: token ids and payload for losses that read the store, else texts alone."""
+    """The labelling with the payload that a training reads: token ids and payload if a loss reads them, else texts."""
     if training.needs_teacher() and isinstance(training.teacher, StoredOutputs):
         return stored
     return replace(stored, payload=None)
@@ -68,10 +68,10 @@ def read_as(stored: StoredSource, training: Training) -> StoredSource:
 def read_samples(
     stored: StoredSource, source: str, lineage: Lineage, most_inputs: int | None = None
 ) -> list[list[Example]]:
-    """For each input of a source its pseudo-targets, with this lineage and their own score.
+    """A list for each input of a source: its pseudo-targets, with this lineage and their own scores.
 
-    Ids of several samples end in #0, #1, ... An input that the model rejected is left out. `most_inputs` stops after
-    the first so many. Raises StoreError for a damaged shard.
+    If an input has several samples, their ids end in #0, #1, ... Inputs that the model rejected are left out. With
+    `most_inputs` only that many inputs are read. Raises StoreError for a damaged shard.
     """
     prompts: list[tuple[str, str, bytes]] = []  # id, input, key
     with pq.ParquetFile(stored.prompts) as file:

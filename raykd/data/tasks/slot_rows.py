@@ -9,7 +9,7 @@ from typing import NamedTuple
 from raykd.data.tasks.intents import intent_name
 from raykd.data.tasks.interleaved import interleaved
 from raykd.data.tasks.lines import read_lines, row_id
-from raykd.data.tasks.slots import TAG, begun
+from raykd.data.tasks.slots import TAG, to_iob2
 from raykd.data.tasks.top import top
 
 # how a target is written from words, tags and the intent, by the name of its form
@@ -59,7 +59,7 @@ def slot_row(
             if not TAG.fullmatch(tag):
                 raise ValueError(f"{tag!r:.16} is no tag")
         words = [word.lower() for word in words] if lower else words
-        target = FORMS[form](words, begun(tags), intent)
+        target = FORMS[form](words, to_iob2(tags), intent)
     except (ValueError, RecursionError) as error:
         kinds = {json.JSONDecodeError: "not JSON", UnicodeDecodeError: "not UTF-8", RecursionError: "nested too deep"}
         return f"line {number}: {kinds.get(type(error), str(error))}"

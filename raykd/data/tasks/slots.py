@@ -47,8 +47,8 @@ def chunks(tags: list[str]) -> list[Chunk]:
     return in_order
 
 
-def begun(tags: list[str]) -> list[str]:
-    """The same chunks in tags of which every I- continues a chunk."""
+def to_iob2(tags: list[str]) -> list[str]:
+    """Tags of the same chunks in the scheme IOB2: every chunk begins with B-."""
     starts = {chunk.start for chunk in chunks(tags)}
     return [f"B{tag[1:]}" if place in starts else tag for place, tag in enumerate(tags)]
 

@@ -50,8 +50,8 @@ def test_words_that_look_like_tags_and_brackets_are_read_back():
 def test_an_inside_that_continues_nothing_begins_a_chunk():
     found = "I-x I-x I-y O I-y B-y I-y B-x I-y".split()
     expected = [("x", 0, 2), ("y", 2, 3), ("y", 4, 5), ("y", 5, 7), ("x", 7, 8), ("y", 8, 9)]
-    assert chunks(found) == chunks(slots.begun(found)) == expected
-    assert slots.begun(found) == "B-x I-x B-y O B-y B-y I-y B-x B-y".split()
+    assert chunks(found) == chunks(slots.to_iob2(found)) == expected
+    assert slots.to_iob2(found) == "B-x I-x B-y O B-y B-y I-y B-x B-y".split()
 
 
 def test_targets_that_cannot_be_written_are_value_errors():
@@ -179,7 +179,7 @@ def fuzz(count, seed):
     for _ in range(count):
         size = draw.randrange(1, 9)
         spoken = draw.choices(["a", "b", "c", "d"], k=size) if draw.random() < 0.8 else draw.choices(PIECES, k=size)
-        right = slots.begun(draw.choices(["O", "O", "B-x", "I-x", "B-y", "I-y"], k=size))
+        right = slots.to_iob2(draw.choices(["O", "O", "B-x", "I-x", "B-y", "I-y"], k=size))
         text, targets = " ".join(spoken), {form: FORMS[form](spoken, right, "I") for form in FORMS}
         assert [tags(text, targets[form]) for form in ("interleaved", "top")] == [right, right]
         answer = mutated(draw, targets[draw.choice(list(targets))])
