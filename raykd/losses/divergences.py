@@ -235,7 +235,7 @@ def _kl(p_NE: torch.Tensor, q_NE: torch.Tensor) -> torch.Tensor:
 
 
 def _log(mixed_NE: torch.Tensor) -> torch.Tensor:
-    """Logarithm, in place, of a mixture: finite where it underflows, and there both of its parts weighting nothing."""
+    """Logarithm, in place, of a mixture: finite where it underflows, and there both of its parts weigh nothing."""
     return mixed_NE.clamp_(min=torch.finfo(mixed_NE.dtype).tiny).log_()
 
 

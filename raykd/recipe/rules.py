@@ -240,6 +240,18 @@ def gold_targets_are_not_in_the_store(recipe: Recipe) -> None:
         raise ValueError("student.training.teacher: gold targets are not in the store: in_process or remote")
 
 
+def draws_are_of_losses_that_work_with_them(recipe: Recipe) -> None:
+    if not isinstance(recipe.method, Distill) or not _learns_from_store(recipe):
+        return
+    training = recipe.student.training
+    for name in training.teacher_losses() if recipe.teacher.payload.kind == "sampled" else ():
+        if name != "soft_cross_entropy" or training.losses[name].temperature != 1:
+            raise ValueError(
+                f"student.training.losses.{name}: teacher.payload is sampled, and drawn tokens serve "
+                "soft_cross_entropy at temperature 1 alone"
+            )
+
+
 def a_fine_tuned_teacher_learns_gold_alone(recipe: Recipe) -> None:
     if recipe.teacher.fine_tune and not recipe.teacher.fine_tune.is_default("sequences"):
         raise ValueError("teacher.fine_tune.sequences does nothing: a teacher learns data.gold")
@@ -358,6 +370,7 @@ RULES: tuple[Callable[[Recipe], None], ...] = (
     trackers_differ,
     the_source_of_outputs_has_a_use,
     only_a_top_k_has_a_tail,
+    draws_are_of_losses_that_work_with_them,
     a_fine_tuned_teacher_learns_gold_alone,
     dev_rows_replace_a_holdout,
     a_task_head_writes_no_tokens,

@@ -1,4 +1,4 @@
-"""The student's losses of a micro-batch, and what they need to know of the whole global batch."""
+"""The student's losses of a micro-batch, and the sums over the global batch that these losses need."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def token_batch(micro_batch: MicroBatch, teacher: TeacherSource, device: torch.d
 def forward(
     student: Any, micro_batch: MicroBatch, losses: Sequence[TokenLoss], batch: TokenBatch, precision: str
 ) -> Result:
-    """The losses of a micro-batch, whose `token_batch` this is; `student` may be one that is parallelised."""
+    """The losses of a micro-batch; `batch` is its `token_batch`, and `student` may be wrapped by `parallelised`."""
     device = batch.labels.device
     inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in micro_batch.inputs.items()}
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
@@ -34,9 +34,10 @@ def forward(
 def easy_masks(
     batches: Iterable[TokenBatch], losses: Sequence[TokenLoss], shared_vocab_size: int | None
 ) -> list[torch.Tensor]:
-    """(K,) ATKD's easy tokens of each micro-batch, told apart over the micro-batches of all workers; on the CPU.
+    """For each micro-batch a mask (K,) of ATKD's easy tokens, on the CPU.
 
-    The batches are read once, and a batch may be gone when the next one is read.
+    Easy and hard tokens are separated over the micro-batches of all workers. `batches` is iterated once, so each batch
+    may be freed before the next one is made.
     """
     uncertainties = [
         teacher_uncertainty(batch.teacher, batch.labels[batch.labels != IGNORE], shared_vocab_size).cpu().double()
@@ -52,12 +53,12 @@ def easy_masks(
 def with_denominators(
     batches: Sequence[TokenBatch], losses: Sequence[TokenLoss], weight: float, shared_vocab_size: int | None
 ) -> tuple[list[TokenBatch], dict[str, float]]:
-    """A step's token batches with ATKD's groups and every term's denominator; and the denominators by term.
+    """A step's token batches with ATKD's masks and the denominators of all terms; and the denominators by term.
 
-    A term is divided by what the positions of all workers count for in it: `weight`, and for ATKD each group's share.
+    A term's denominator is the sum of its positions' weights over all workers: `weight`, for ATKD that of each group.
     """
     denominators = {loss.name: weight for loss in losses if loss.kind != "atkd"}
-    if len(denominators) < len(losses):
+    if any(loss.kind == "atkd" for loss in losses):
         device, counts = batches[0].labels.device, torch.zeros(2, dtype=torch.float64)
         masks = easy_masks(batches, losses, shared_vocab_size)
         batches = [batch._replace(easy_mask_N=mask.to(device)) for batch, mask in zip(batches, masks, strict=True)]

@@ -22,6 +22,7 @@ ENDPOINT = ["teacher.model={kind: endpoint, name: big}", "teacher.engine={kind: 
 CLASSES = ["student.task=classification", "student.labels=[ham, spam]"]
 TEACHER_CLASSES = ["teacher.task=classification", "teacher.labels=[ham, spam]"]
 MCKD, TOP_K = "method={kind: mckd}", "method={kind: mckd, exchange: top_k}"
+SAMPLED = "teacher.payload={kind: sampled}"
 JSD = "student.training.losses={jsd: {}}"
 MIXTURE = "student.training.sequences={kind: mixture, gold: 0.5}"
 GOLD_ONLY = f"arms.gold_only={{rows: {ROWS}}}"
@@ -201,6 +202,18 @@ BROKEN = [
         "student.training.teacher.tail does nothing: teacher.payload is hidden",
     ),
     (
+        rules.draws_are_of_losses_that_work_with_them,
+        ["student.training.losses={soft_cross_entropy: {}, atkd: {}}", SAMPLED],
+        "student.training.losses.atkd: teacher.payload is sampled, and drawn tokens serve soft_cross_entropy at "
+        "temperature 1 alone",
+    ),
+    (
+        rules.draws_are_of_losses_that_work_with_them,
+        ["student.training.losses={soft_cross_entropy: {temperature: 2}}", SAMPLED],
+        "student.training.losses.soft_cross_entropy: teacher.payload is sampled, and drawn tokens serve "
+        "soft_cross_entropy at temperature 1 alone",
+    ),
+    (
         rules.gold_targets_are_not_in_the_store,
         [GOLD, MIXTURE, JSD],
         "student.training.teacher: gold targets are not in the store: in_process or remote",
@@ -293,7 +306,9 @@ RIGHT = [
     ],
     [JSD, "student.training.teacher={kind: remote, tail: refuse}", "teacher.payload={kind: text}"],
     [JSD, "student.training.teacher={kind: store, tail: refuse}"],
-    [JSD, TOP_K, "student.training.teacher={kind: store, tail: refuse}", "teacher.payload={kind: sampled}"],
+    ["student.training.losses={soft_cross_entropy: {}, cross_entropy: {temperature: 2}}", SAMPLED],
+    [JSD, "student.training.teacher={kind: in_process}", SAMPLED],
+    [JSD, TOP_K, "student.training.teacher={kind: store, tail: refuse}", SAMPLED],
     [
         "teacher.engine={kind: vllm}",
         "teacher.sampling={n: 2, temperature: 1, seeded: true}",
