@@ -66,7 +66,7 @@ $(STAMP): $(LOCK) pyproject.toml
 	# imports what a run imports: a check, and the bytecode is there before several workers need it at once
 	[ $(LOCK) != requirements-cpu.lock ] || $(VENV)/bin/python -c "import torch; assert torch.version.cuda is None" \
 	    || { echo "setup: torch is not its CPU build: pip needs PyTorch's CPU index as PIP_EXTRA_INDEX_URL"; exit 1; }
-	$(VENV)/bin/python -W ignore -c "import ray.data, ray.train.torch, ray.tune, transformers, datasets, raykd.recipe"
+	$(VENV)/bin/python -W ignore -c "import ray.data, ray.train.torch, ray.tune, transformers, datasets, raykd.recipe.load"
 	if [ -z "$$($(WHY_NO_VLLM))" ]; then
 	    VLLM_LOGGING_LEVEL=ERROR VLLM_NO_USAGE_STATS=1 $(VENV)/bin/python -W ignore -c "from vllm import LLM"
 	else
