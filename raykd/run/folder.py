@@ -118,10 +118,14 @@ class RunFolder:
         )
 
     def complete_stage(self, manifest: dict[str, Any]) -> None:
-        """Write the manifest of a stage whose files are written, its fingerprint added, and list its bad rows."""
+        """Write the manifest of a stage whose files are written, and list its bad rows.
+
+        Its fingerprint is added, and its seconds, in which the files are sent to their URL as well.
+        """
         folder = self.path / manifest["stage"]
         remote.send(folder)
-        write_json(folder / MANIFEST, {**manifest, "fingerprint": fingerprint(manifest["inputs"])})
+        seconds = time.time() - manifest["started"]
+        write_json(folder / MANIFEST, {**manifest, "seconds": seconds, "fingerprint": fingerprint(manifest["inputs"])})
         remote.send(folder / MANIFEST)
         if manifest["results"].get("bad_rows"):
             self._list_bad_rows()

@@ -111,8 +111,7 @@ class Session:
         finally:
             self._show_stage(name, kind, False)
         manifest = {"stage": name, "kind": kind, **asdict(about), "inputs": inputs, "started": started}
-        manifest |= {"seconds": time.time() - started, "results": results, "stats": stats}
-        self.folder.complete_stage(manifest)
+        self.folder.complete_stage({**manifest, "results": results, "stats": stats})
         self._announced.add(name)
         return results
 

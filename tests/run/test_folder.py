@@ -1,6 +1,7 @@
 """Run folders: complete means complete, and nothing is mixed."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from conftest import RECIPE
@@ -35,6 +36,21 @@ def test_a_stage_is_done_once(made):
     assert len(calls) == 1
     (manifest,) = manifests(run.path)
     assert (manifest["stage"], manifest["results"], manifest["stats"]) == ("a/b", {"value": 7}, {"rows": 3})
+
+
+def test_a_stages_seconds_are_those_of_its_work_and_of_sending_its_files(made, monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("raykd.run.session.time", SimpleNamespace(time=lambda: clock.now))
+    monkeypatch.setattr("raykd.run.folder.time", SimpleNamespace(time=lambda: clock.now))
+    run = made()
+
+    def passes(seconds):
+        clock.now += seconds
+
+    monkeypatch.setattr("raykd.run.remote.send", lambda *paths: passes(3))
+    run.stage("a", "kind", {}, lambda folder: (passes(7), ({}, {}))[1])
+    (manifest,) = manifests(run.path)
+    assert (manifest["started"], manifest["seconds"]) == (100, 10)
 
 
 def test_a_stage_that_failed_is_not_complete(made):
