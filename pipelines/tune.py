@@ -77,7 +77,7 @@ def run(recipe: Recipe, searched: Space, console: Console, method_page: Callable
             method_page=method_page,
         )
         teacher = teacher.with_recipe(changed_recipe(teacher.recipe, own, ""))
-        method_page(recipe.method.kind).teacher(teacher, read_rows(teacher))
+        method_page(teacher.recipe.method.kind).teacher(teacher, read_rows(teacher))  # a space may choose the method
         if recipe.arms.gold_only:
             _train_control(opened.enter_context(Session(sweep.recipe, console, folder / "control", teacher.path)))
         else:
