@@ -249,7 +249,7 @@ def test_plots_show_every_stage_and_training(finished):
     assert all(name in timeline for name in ("odd", "evaluate/mckd", "other", "label", "train"))
 
 
-def test_training_losses_aresmoothed():
+def test_training_losses_are_smoothed():
     assert smoothed((5.0, 0.0, 0.0)) == pytest.approx([5.0, 4.0, 3.2])
 
 
