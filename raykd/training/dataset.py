@@ -7,12 +7,12 @@ A record batch is a chunk of rows, of schema `encoded_schema`:
     teacher       list<int32>              the teacher's prompt, where a teacher reads along; else empty
     targets       list<list<int32>>        the row's targets, with their end token
     gold          list<bool>               whether a target is gold
-    weights       list<float>              what a target counts for in the loss
-    <payload>     list<list<...>>          what the store kept of each target, one after the other
+    weights       list<float>              the weight of each target in the loss
+    <payload>     list<list<...>>          the payload of each target, its tokens' values in one list
 
 Beside a finished stream there is `<name>.json`: {rows, bad_rows, cut, empty, missing}. bad_rows: {row, reason} of each
-row that was left out; cut, empty: how many targets are; missing: how many rows have no target, because the teacher
-rejected their input.
+row that was left out; cut, empty: the numbers of targets that were cut or are empty; missing: the number of rows
+without a target, because the teacher rejected their input.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ROW_COLUMNS = pa.schema(
         ("weights", pa.list_(pa.float32())),
     ]
 )
-# by kind of payload: its columns, and the type of their values
+# kind of payload -> its columns, with the type of their values
 PAYLOAD_COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "top_k": {"top_ids": pa.int32(), "top_logprobs": pa.float32(), "logprobs": pa.float32()},
     "sampled": {"sampled_ids": pa.int32(), "sampled_counts": pa.uint8(), "sampled_lengths": pa.uint8()},
@@ -86,13 +86,13 @@ class ChunkReader:
     """Reads the chunks of a stream as they are written."""
 
     def __init__(self, path: Path, later: Path | None = None):
-        """`later` is the file's name once it is finished, where that is another name."""
-        self.path, self.later, self.at, self.over = path, later or path, 0, False
+        """`later` is the file's name once it is finished, if it is then renamed."""
+        self.path, self.later, self.at, self.at_end = path, later or path, 0, False
         self.schema: pa.Schema | None = None
 
     def more(self) -> list[Chunk]:
-        """Chunks that were written since the last call; `over` is True once these were the last."""
-        if self.over:
+        """Chunks that were written since the last call; `at_end` becomes True when they include the last chunk."""
+        if self.at_end:
             return []
         try:
             file = pa.memory_map(str(self.path if self.path.exists() else self.later))
@@ -102,11 +102,11 @@ class ChunkReader:
             return []
         chunks = []
         file.seek(self.at)
-        while not self.over:
+        while not self.at_end:
             try:
                 message = pa.ipc.read_message(file)
             except EOFError:
-                self.over = file.tell() - self.at == 8  # the mark of a stream's end, and no half of a message
+                self.at_end = file.tell() - self.at == 8  # the mark of a stream's end, not half of a message
                 break
             except (pa.ArrowInvalid, OSError):  # it is just being written
                 break
@@ -118,12 +118,12 @@ class ChunkReader:
         return chunks
 
     def all(self, alive: Callable[[], None]) -> list[Chunk]:
-        """The chunks that `more` has not returned yet, up to the last, which is waited for.
+        """The chunks that `more` has not returned yet; waits for the last chunk.
 
-        `alive` raises where it will never come.
+        `alive` is called while it waits, and raises if the last chunk will never come.
         """
         chunks = self.more()
-        while not self.over:
+        while not self.at_end:
             alive()
             time.sleep(0.02)
             chunks += self.more()
@@ -136,7 +136,7 @@ def stream_complete(path: Path) -> bool:
 
 
 def stream_summary(path: Path) -> dict[str, Any]:
-    """The summary beside a finished stream. Raises StoreError where it is damaged."""
+    """The summary beside a finished stream. Raises StoreError if it is damaged."""
     try:
         return json.loads(path.with_suffix(".json").read_text())
     except (OSError, ValueError) as error:
@@ -173,7 +173,7 @@ class EncodedDataset:
         return chunk.ids[at].as_py()
 
     def sources(self) -> Iterator[bytes]:
-        """For each row the bytes of its prompt's token ids."""
+        """The bytes of each row's prompt token ids."""
         for chunk in self.chunks:
             values, offsets = chunk.source
             raw, places = values.tobytes(), (offsets * values.itemsize).tolist()
@@ -209,10 +209,10 @@ class EncodedDataset:
 
 
 class EncodedStream:
-    """A source's stream of chunks: written by a thread of one worker unless it is there, read by every worker."""
+    """A source's stream of chunks: every worker reads it, and a thread of one worker writes it if it does not exist."""
 
     def __init__(self, path: Path, writes: bool, encode: Callable[[Path], Any], agree: Callable[[Any], Any]):
-        """`writes`: this worker writes the stream, by `encode(path)`; `agree` returns that worker's value to all."""
+        """`writes`: this worker calls `encode(path)` to write it; `agree` returns the writing worker's value to all."""
         self.path, self.error = path, None
         self.part = agree(path if stream_complete(path) else path.with_name(f".{path.name}.{secrets.token_hex(4)}"))
         self.thread = None
@@ -238,7 +238,7 @@ class EncodedStream:
             raise self.error
 
     def about(self) -> dict[str, Any]:
-        """The stream's summary, once all of it is written. Raises what ended the writing."""
+        """The stream's summary; waits until it is written. Raises the error that ended the writing, if any."""
         if self.thread:
             self.thread.join()
             self.alive()

@@ -1,7 +1,7 @@
 """The loop: one for every student and every fine-tuned teacher.
 
-It knows neither Ray nor a recipe's file: `train` is a function of a spec, and of a checkpoint to go on from. Its
-trajectory depends on the spec alone: not on the number of workers, on micro-batches, or on interruptions.
+It knows neither Ray nor recipe files: `train` is a function of a spec, and of a checkpoint from which it resumes. Its
+trajectory depends on the spec alone, not on the number of workers, micro-batches or interruptions.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ def train(
 ) -> TrainingResult:
     """Train to the end, from the beginning or from the checkpoint in the folder `resume`.
 
-    The best model is at `<spec.folder>/model`, as a Hugging Face folder; metrics go to `<spec.folder>/log.jsonl`.
-    `report(metrics, folder)` is called by every worker at every evaluation, with a folder that holds its part of a
-    checkpoint and is gone afterwards. Raises TrainingError for a loss that is not finite, ModelError, DataError and
-    RecipeError for what does not fit.
+    The best model is saved at `<spec.folder>/model`, as a Hugging Face folder; metrics go to `<spec.folder>/log.jsonl`.
+    `report(metrics, folder)` is called by every worker at every evaluation; the folder holds the worker's part of a
+    checkpoint, and is removed after the call. `scorer` answers for a teacher of kind remote.
+
+    Raises TrainingError for a loss or gradient that is not finite, and the errors of `setup.build`.
     """
     torch.set_num_threads(spec.threads)
     for folder in Path(spec.folder).glob(f"{CHECKPOINT}*"):  # of a worker that was killed
@@ -53,7 +54,7 @@ def train(
     run = TrainingRun(setup, progress)
     loader = BatchLoader(setup.plan, setup.sharder, progress.cursor, setup.teacher.prepare)
     with _open_log(spec, progress.step) as log, loader as batches:
-        if resume and from_first_worker(not (Path(spec.folder) / "model").exists()):  # it was lost, or is elsewhere
+        if resume and from_first_worker(not (Path(spec.folder) / "model").exists()):  # lost, or elsewhere
             progress.forget_best()
             run.evaluate(log)
         while not run.stop_reason():
@@ -71,7 +72,7 @@ def train(
 
 
 class TrainingRun:
-    """A training that is under way: what was built for it, and how far it is."""
+    """A running training: its setup, and its progress."""
 
     def __init__(self, setup: TrainingSetup, progress: Progress):
         self.setup, self.progress, self.settings = setup, progress, setup.spec.training
@@ -79,8 +80,8 @@ class TrainingRun:
     def step(self, batch: GlobalBatch) -> dict[str, float]:
         """One optimizer step; returns {loss, each term by name if there are several, learning_rate, gradient_norm}.
 
-        Every term is divided once, by what the global batch of all workers comes to. Workers' gradients are averaged
-        by what runs them in parallel, so each multiplies by their number.
+        Every term is divided once, by its denominator over the global batch of all workers. DDP and FSDP average the
+        gradients of the workers, so each worker multiplies its loss by the number of workers.
         """
         setup = self.setup
         torch.manual_seed(hash((setup.spec.seed, self.progress.step, rank())) & 0x7FFFFFFF)  # dropout, resumed or not
@@ -112,20 +113,20 @@ class TrainingRun:
         return metrics | {"learning_rate": learning_rate, "gradient_norm": norm}
 
     def share_done(self) -> float:
-        """How much of the training is done, from 0 to 1."""
+        """The share of the training that is done, from 0 to 1."""
         if self.setup.total_steps:
             return self.progress.step / self.setup.total_steps
         return self.progress.epoch_progress / (self.settings.epochs or 1)
 
     def stop_reason(self) -> str | None:
-        """Why the training is over: max_steps or patience; None while it is not."""
+        """Why the training ends: max_steps (of steps or epochs) or patience; None while it goes on."""
         if self.share_done() >= 1:
             return "max_steps"
         patience = self.settings.patience
         return "patience" if patience and self.progress.worse >= patience else None
 
     def evaluation_due(self) -> bool:
-        """Whether the step that was just done is followed by an evaluation; the last one always is."""
+        """Whether an evaluation follows the step that was just done; it always follows the last step."""
         every, progress = self.settings.evaluate_every, self.progress
         if self.settings.evaluate_unit == "steps":
             due = progress.step % int(every) == 0
@@ -135,7 +136,10 @@ class TrainingRun:
         return due or self.share_done() >= 1
 
     def evaluate(self, log: Log | NoLog) -> dict[str, float]:
-        """Evaluate on the dev rows and log the scores; keep the model if it is the best so far."""
+        """Evaluate on the dev rows, log the scores and return them; export the model if it is the best so far.
+
+        Raises TrainingError for a dev loss that is not finite.
+        """
         setup, progress = self.setup, self.progress
         scores = evaluate(setup)
         loss = scores["dev_loss"]
@@ -163,7 +167,7 @@ class TrainingRun:
             shutil.rmtree(checkpoint, ignore_errors=True)
 
     def result(self) -> TrainingResult:
-        """What the training came to; waits for what is still to be encoded."""
+        """The result of the training so far; waits until all rows are encoded."""
         setup, progress = self.setup, self.progress
         summaries = [stream.about() for stream in setup.streams if stream]
         seconds = max(progress.seconds, 1e-9)
@@ -205,12 +209,12 @@ class TrainingRun:
 
 
 def _restored(setup: TrainingSetup, checkpoint: Path) -> Progress:
-    """Load a checkpoint into the student and its optimizer; returns how far it was. Raises TrainingError."""
+    """Load a checkpoint into the student and its optimizer; returns its progress. Raises TrainingError."""
     return progress_from(load_checkpoint(checkpoint, unwrapped(setup.parallel), setup.optimizer))
 
 
 def _open_log(spec: TrainingSpec, step: int) -> Log | NoLog:
-    """The first worker's log, of a training that goes on at `step`."""
+    """The log of a training that goes on at `step`; only the first worker has a real one."""
     if rank():
         return NoLog()
     settings = {"model": spec.model.model_dump(mode="json"), "training": spec.training.model_dump(mode="json")}

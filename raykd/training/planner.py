@@ -1,4 +1,4 @@
-"""Which targets each global batch holds.
+"""The plan of a training: which targets each global batch holds.
 
 The plan is a pure function of the rows, the seed and the cursor. It does not depend on the number of workers, on how
 batches are cut into micro-batches, or on when rows were written.
@@ -21,7 +21,7 @@ from raykd.training.sequences import targets_of_epoch
 
 
 class Cursor(NamedTuple):
-    """The next batch: its epoch, its window of a first epoch that follows a teacher, and its number there."""
+    """The position of the next batch: epoch, window (only a first epoch that follows has several), number there."""
 
     epoch: int = 0
     window: int = 0
@@ -29,10 +29,10 @@ class Cursor(NamedTuple):
 
 
 class Lengths(NamedTuple):
-    """How padding is counted.
+    """The rule by which padded lengths are counted.
 
-    apart  input and target are padded each on its own, as for an encoder-decoder and an encoder with a head; a causal
-           model reads both as one sequence
+    apart  input and target are padded separately, as for an encoder-decoder or an encoder with a head; False for a
+           causal model, which reads both as one sequence
     """
 
     apart: bool
@@ -45,14 +45,14 @@ class Lengths(NamedTuple):
 
 
 class DevRows(NamedTuple):
-    """Rows to evaluate on: a dataset, and the numbers of its targets that count."""
+    """Rows to evaluate on: a dataset, and the numbers of the targets that are evaluated."""
 
     dataset: EncodedDataset
     targets: np.ndarray
 
 
 class PlannedBatch(NamedTuple):
-    """A global batch: numbers of targets of a dataset; epochs done after it; and the cursor after it."""
+    """A global batch: numbers of a dataset's targets, and the epochs done and the cursor after the batch."""
 
     dataset: EncodedDataset
     targets: np.ndarray
@@ -61,13 +61,13 @@ class PlannedBatch(NamedTuple):
 
 
 class BatchPlan:
-    """The global batches of a training, from a cursor on, for ever.
+    """The endless sequence of a training's global batches, which can begin at any cursor.
 
     A first epoch that follows a teacher is planned window by window: each chunk of the stream, as it is written, is a
     window. Every other epoch is planned over all rows at once.
 
     dev            rows to evaluate on: those of the dev stream, or rows held out
-    held_out       numbers of rows held out; of a followed stream, in its first chunk that has rows
+    held_out       numbers of the rows held out; in a followed stream they are in its first chunk that has rows
     epoch_batches  batches of an epoch; 0 where the first one follows a teacher
     """
 
@@ -80,7 +80,7 @@ class BatchPlan:
         windows: int | None = None,
         dev: EncodedStream | None = None,
     ):
-        """`windows`: chunks that the stream will have, where the first epoch follows it.
+        """`windows`: the number of chunks that the stream will have, if the first epoch follows it; else None.
 
         Raises DataError for too few rows.
         """
@@ -110,7 +110,7 @@ class BatchPlan:
 
     @property
     def rows(self) -> int:
-        """Rows to train on that are known so far."""
+        """The number of rows to train on, as far as the stream was read."""
         return sum(chunk.rows for chunk in self.chunks) - len(self.held_out)
 
     def batches_from(self, cursor: Cursor) -> Iterator[PlannedBatch]:
@@ -152,26 +152,26 @@ class BatchPlan:
         return targets_of_epoch(dataset, rows, self.training.sequences, self.seed, epoch)
 
     def _whole(self) -> EncodedDataset:
-        """All rows of the stream, waited for."""
+        """All rows of the stream; waits for them."""
         if self.dataset is None:
             self.chunks += self.stream.reader.all(self.stream.alive)
             self.dataset = EncodedDataset(self.chunks)
         return self.dataset
 
     def _wait(self) -> None:
-        """Take the chunks that were written since; wait a moment if there are none. Raises DataError at the end."""
+        """Read new chunks of the stream, or wait a moment if there are none. Raises DataError at the stream's end."""
         self.stream.alive()
         new = self.stream.reader.more()
         self.chunks += new
-        if not new and self.stream.reader.over:
+        if not new and self.stream.reader.at_end:
             raise DataError("no rows to train on")
         if not new:
             threading.Event().wait(0.05)
 
 
 def held_out_rows(dataset: EncodedDataset, count: int, seed: int) -> np.ndarray:
-    """Numbers of some `count` rows at random, rising: all rows of an input or none, and only rows of some weight."""
-    hashes = np.fromiter(map(hash, dataset.sources()), np.int64, len(dataset))  # another process has others
+    """Rising numbers of about `count` random rows: all rows of an input or none, and only rows of weight above 0."""
+    hashes = np.fromiter(map(hash, dataset.sources()), np.int64, len(dataset))  # random per process
     _, inputs = np.unique(hashes, return_inverse=True)
     counts = np.diff(np.concatenate([[0.0], np.cumsum(dataset.weights, dtype=np.float64)])[dataset.first]) > 0
     order = np.random.default_rng([seed, 17]).permutation(len(dataset))

@@ -1,4 +1,4 @@
-"""How far a training is: its counters, which every checkpoint holds."""
+"""The progress of a training: counters, which every checkpoint holds."""
 
 from __future__ import annotations
 
@@ -63,18 +63,18 @@ class Progress:
         self.best_score, self.worse = -math.inf, 0
 
     def metrics(self) -> dict[str, float]:
-        """What a line of the log holds of it."""
+        """The counters that a line of the log holds."""
         rate = self.tokens / max(self.seconds, 1e-9)
         counts = {"epoch": self.epoch_progress, "examples": self.examples, "tokens": self.tokens}
         return {**counts, "seconds": self.seconds, "tokens_per_second": rate}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it, as JSON can."""
+        """The counters as JSON values, for a checkpoint."""
         return asdict(self)
 
 
 def progress_from(state: dict[str, Any]) -> Progress:
-    """The progress that a checkpoint holds. Raises TrainingError where another version wrote it."""
+    """The progress in a checkpoint's state. Raises TrainingError if another version of raykd wrote it."""
     try:
         return Progress(**{**state, "cursor": Cursor(*state["cursor"])})
     except (TypeError, KeyError) as error:

@@ -40,11 +40,11 @@ from raykd.training.teachers import (
 )
 from raykd.training.workers import from_all_workers, parallelised, rank, world_size
 
-UNKNOWN_STEPS = 10_000  # what a schedule is drawn over where the number of steps is not known from the start
+UNKNOWN_STEPS = 10_000  # the schedule's number of steps if the real one is not known from the start
 
 
 class Streams(NamedTuple):
-    """Encoded rows to learn, and encoded rows to evaluate on where the spec has some."""
+    """Encoded rows to learn, and encoded dev rows if the spec has some."""
 
     rows: EncodedStream
     dev: EncodedStream | None
@@ -52,11 +52,11 @@ class Streams(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What `build` returns.
+    """Everything that the loop needs; `build` makes it.
 
     parallel     the student as a step calls it: alone, data parallel, or in parts (FSDP2)
-    schedule     the factor of the learning rate by the share of the training that is done, 0 to 1
-    total_steps  None where the first epoch follows a teacher, so that the number of steps is not known
+    schedule     maps the share of the training that is done (0 to 1) to a factor of the learning rate
+    total_steps  None if the first epoch follows a teacher, so that the number of steps is not known
     """
 
     spec: TrainingSpec
@@ -75,9 +75,9 @@ class TrainingSetup:
 
 
 def build(spec: TrainingSpec, scorer: Scorer | None) -> TrainingSetup:
-    """Build everything, the model's random weights by the spec's seed. `scorer` is for a teacher of kind remote.
+    """Build a training's setup; random weights come from the spec's seed. `scorer` is for a teacher of kind remote.
 
-    Raises ModelError, DataError, RecipeError or TrainingError for what does not fit.
+    Raises ModelError, DataError, RecipeError or TrainingError for models, rows or settings that do not fit each other.
     """
     settings, task = spec.training, spec.student.task
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -127,7 +127,7 @@ def build(spec: TrainingSpec, scorer: Scorer | None) -> TrainingSetup:
 
 
 def student_model(spec: TrainingSpec, tokenizer: Any) -> Any:
-    """The model to train, with LoRA and gradient checkpointing where the training has them. Raises ModelError."""
+    """The model to train, with LoRA and gradient checkpointing if the training has them. Raises ModelError."""
     settings, labels = spec.training, spec.student.labels
     model = load_model(spec.model, tokenizer, spec.student.task, list(labels) if labels else None)
     if settings.precision == "float64":
@@ -142,7 +142,7 @@ def student_model(spec: TrainingSpec, tokenizer: Any) -> Any:
 
 
 def teacher_vocab_size(spec: TrainingSpec, tokenizer: Any) -> int | None:
-    """How many token ids student and teacher share; None where no loss compares their tokens. Raises ModelError."""
+    """How many token ids student and teacher share; None if no loss compares their tokens. Raises ModelError."""
     if not spec.training.needs_teacher():
         return None
     if spec.teacher is None:
@@ -156,12 +156,12 @@ def teacher_vocab_size(spec: TrainingSpec, tokenizer: Any) -> int | None:
 
 
 def _teacher_loss(training: Training) -> str:
-    """A loss that needs the teacher, as a message names it."""
+    """The name of a loss that needs the teacher, for messages."""
     return f"losses.{training.teacher_losses()[0]}"
 
 
 def followed_chunks(spec: TrainingSpec) -> int | None:
-    """How many chunks the stream will have that the first epoch follows; None where it follows none."""
+    """The number of chunks of the stream that the first epoch follows; None if it follows none."""
     source = spec.rows.source
     if isinstance(source, FileSource) or not source[0].follow:
         return None
@@ -169,12 +169,12 @@ def followed_chunks(spec: TrainingSpec) -> int | None:
 
 
 def reads_along(settings: Training) -> bool:
-    """Whether the teacher reads the batches itself, unlike one whose outputs are stored."""
+    """Whether the teacher computes its outputs for the batches during training; False if they are stored."""
     return settings.needs_teacher() and not isinstance(settings.teacher, StoredOutputs)
 
 
 def encoded_streams(spec: TrainingSpec) -> Streams:
-    """Streams of encoded rows, which the first worker that has the folder of encoded rows begins to write."""
+    """The streams of encoded rows; in each folder of encoded rows the first worker that has it writes them."""
     writer = 0
     if remote.url(spec.tokens):  # then every machine has a folder of its own, and a worker that writes it
         machines = from_all_workers(remote.machine())
@@ -201,7 +201,7 @@ def encoded_streams(spec: TrainingSpec) -> Streams:
 
 
 def _stream_name(rows: MarkedSource, student: PromptEncoder, teacher: PromptEncoder | None, limits: Limits) -> str:
-    """A fingerprint of all that decides the encoded rows, so that other trainings find them."""
+    """A fingerprint of all that decides the encoded rows, so that other trainings reuse them."""
     readers = [student, *([teacher] if teacher else [])]
     tokenizers = [tokenizer_mark(r.tokenizer) for r in readers]
     prompts = [
@@ -218,9 +218,9 @@ def _stream_name(rows: MarkedSource, student: PromptEncoder, teacher: PromptEnco
 def teacher_source(
     spec: TrainingSpec, scorer: Scorer | None, device: torch.device, vocab_size: int | None
 ) -> TeacherSource:
-    """Where the losses find the teacher's outputs, by `training.teacher`.
+    """The source of the teacher's outputs that `training.teacher` asks for.
 
-    Raises TrainingError without the scorer that is needed, RecipeError where the store has not what the losses need.
+    Raises TrainingError if the kind remote has no scorer, RecipeError if the store lacks what the losses need.
     """
     settings = spec.training
     if not settings.needs_teacher():
@@ -257,7 +257,7 @@ def build_losses(settings: Training) -> list[TokenLoss]:
 
 
 def build_optimizer(student: Student, settings: Training) -> torch.optim.AdamW:
-    """AdamW; vectors and norms do not decay."""
+    """AdamW, without weight decay for vectors and norms."""
     trained = [(n, p) for n, p in student.named_parameters() if p.requires_grad]
     plain = [p for n, p in trained if p.ndim < 2 or "norm" in n.lower()]
     decayed = [p for n, p in trained if not (p.ndim < 2 or "norm" in n.lower())]
@@ -266,7 +266,7 @@ def build_optimizer(student: Student, settings: Training) -> torch.optim.AdamW:
 
 
 def build_schedule(settings: Training, steps: int) -> Callable[[float], float]:
-    """The learning rate's factor by the share of the training that is done, 0 to 1: a schedule of transformers.
+    """A schedule of transformers: it maps the share of the training that is done (0 to 1) to the rate's factor.
 
     Raises RecipeError for a schedule or an option that transformers does not know.
     """

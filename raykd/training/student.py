@@ -1,4 +1,4 @@
-"""A model that is being taught: its forward gives losses, never logits."""
+"""The student: a model whose forward pass returns losses, never logits."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from raykd.losses.teachers import LEAST
 from raykd.losses.tokens import IGNORE, Result, TokenBatch, token_losses
 from raykd.recipe.models import Task
 
-FAR = 1e6  # a logit that any soft-cap would hold back
+FAR = 1e6  # a logit that any soft-cap would cut
 
 
 class Student(nn.Module):
-    """A Hugging Face model that turns a batch into losses; a language model's logits exist a chunk at a time.
+    """A Hugging Face model that turns a batch into losses; a language model's logits are computed chunk by chunk.
 
-    What its own code does to logits after the output layer (a scale, a soft-cap, a bias) is measured: the layer is
-    made to return known numbers, and the model's logits are read. Data parallel training wraps the Student, so that
-    the output layer is used inside the wrapped forward and its gradients are ordinary ones.
+    Some models change logits after the output layer, by a scale, a soft-cap or a bias. That change is measured: the
+    output layer is made to return known numbers, and the model's logits are read. Data parallel training wraps the
+    Student, so that the output layer is used inside the wrapped forward and its gradients are ordinary ones.
     """
 
     def __init__(self, model: Any, shared_vocab_size: int | None = None, task: Task = "generation") -> None:
-        """The model must have the head of its task, as `models.load` gives it.
+        """The model must have the head of its task, as `models.load.load_model` returns it.
 
-        shared_vocab_size  for generation: how many token ids student and teacher share; logits beyond are cut
+        shared_vocab_size  for generation: number of token ids that student and teacher share; other logits are cut
 
-        Raises ModelError for a model whose logits are changed in another way.
+        Raises ModelError for a model that changes its logits in another way.
         """
         super().__init__()
         self.model, self.shared_vocab_size = model, shared_vocab_size
@@ -50,16 +50,16 @@ class Student(nn.Module):
     def forward(
         self, inputs: dict[str, torch.Tensor], losses: Sequence[TokenLoss], batch: TokenBatch, **options: Any
     ) -> Result:
-        """The losses of B rows: `token_losses`, or of a regression `number_losses`.
+        """The losses of B rows, as `token_losses` returns them; those of a regression as `number_losses` does.
 
-        inputs   what the model takes, (B, S); input_ids and attention_mask are among them
-        batch    its labels, by task: generation, (B, T) target ids aligned with the logits, see `batches.collate`;
+        inputs   the model's arguments, (B, S) each; input_ids and attention_mask are among them
+        batch    labels by task: generation, (B, T) target ids aligned with the logits, see `batches.collate`;
                  classification, (B, 1) classes; extractive_qa, (B, 2) first and last token of the answer; regression,
                  (B, 1) numbers. K labels are not IGNORE; the batch's other tensors have an entry for each of these K,
                  row by row
-        options  of `token_losses`: cut_infinite, chunk_rows
+        options  arguments of `token_losses`: cut_infinite, chunk_rows
 
-        The result's values are (K,). Raises ValueError for losses and teacher that do not go together.
+        The result's values are (K,). Raises ValueError for losses that the teacher's outputs do not fit.
         """
         counted_BT = batch.labels != IGNORE
         logits = self.logits(inputs, batch.labels)
@@ -72,10 +72,10 @@ class Student(nn.Module):
         return token_losses(losses, logits, batch, shared_vocab_size=self.shared_vocab_size, **options)
 
     def logits(self, inputs: dict[str, torch.Tensor], labels_BT: torch.Tensor) -> HeadLogits | Logits:
-        """The logits of the K positions that have a label, row by row; a language model's not yet multiplied out.
+        """(K, V) logits of the K positions that have a label, row by row; a language model's are HeadLogits.
 
-        They are (K, V): V are tokens, or classes, or the S positions of the input, where padding has LEAST; of a
-        regression (K, 1) predictions.
+        V counts tokens, classes, or for extractive_qa the S positions of the input, where padding has LEAST. A
+        regression returns (K, 1) predictions.
         """
         counted_BT = labels_BT != IGNORE
         if self.task == "generation":
@@ -102,13 +102,13 @@ class Student(nn.Module):
 
 
 def _readable(inputs: dict[str, torch.Tensor], counted_BT: torch.Tensor) -> torch.Tensor:
-    """(K, S) whether a position of the input is no padding, for each of the K labels."""
+    """(K, S) bool, for each of the K labels: which positions of its input are not padding."""
     readable_BS = inputs["attention_mask"].bool()
     return readable_BS[:, None].expand(-1, counted_BT.shape[1], -1)[counted_BT]
 
 
 def _within(logits: torch.Tensor | Logits, readable_KS: torch.Tensor) -> Logits:
-    """Logits over positions, LEAST outside: an infinite one would make reverse divergences infinite, or no number."""
+    """Logits over positions; padding gets LEAST, because -inf would make reverse divergences infinite or nan."""
     values_KS = logits.values_NV if isinstance(logits, Logits) else logits
     return Logits(wide(values_KS).masked_fill(~readable_KS, LEAST))
 
@@ -117,7 +117,7 @@ def _within(logits: torch.Tensor | Logits, readable_KS: torch.Tensor) -> Logits:
 def _replaced_forward(
     layer: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor]
 ) -> Iterator[list[torch.Tensor]]:
-    """Inside, the layer computes `forward` instead; its inputs are collected in the list."""
+    """A context in which `forward` replaces the layer's own; yields a list that collects the layer's inputs."""
     inputs: list[torch.Tensor] = []
 
     def collecting(hidden: torch.Tensor) -> torch.Tensor:
@@ -133,7 +133,7 @@ def _replaced_forward(
 
 @torch.no_grad()
 def _after_the_layer(model: Any) -> tuple[float, float | None, torch.Tensor | None]:
-    """Scale, soft-cap and bias (V,) that a model applies to what its output layer gives. Raises ModelError."""
+    """Scale, soft-cap and bias (V,) that a model applies to its output layer's result. Raises ModelError."""
     layer, kind = model.get_output_embeddings(), type(model).__name__
     if layer is None:
         raise ModelError(f"{kind} has no output layer")
@@ -146,15 +146,15 @@ def _after_the_layer(model: Any) -> tuple[float, float | None, torch.Tensor | No
     training = model.training
     model.eval()
     with _replaced_forward(layer, lambda hidden: probes):
-        zero, one, two, far = model(input_ids=ids, use_cache=False, **decoder).logits.to(dtype)[0]
+        at_0, at_1, at_2, at_far = model(input_ids=ids, use_cache=False, **decoder).logits.to(dtype)[0]
     model.train(training)
-    bias = zero.clone() if zero.any() else None
-    scale, softcap = (one - zero)[0].item(), None
-    if abs(far[0].item()) < FAR * abs(scale) / 2:
-        softcap = far[0].item()
-        scale = softcap * math.atanh(one[0].item() / softcap)
+    bias = at_0.clone() if at_0.any() else None
+    scale, softcap = (at_1 - at_0)[0].item(), None
+    if abs(at_far[0].item()) < FAR * abs(scale) / 2:
+        softcap = at_far[0].item()
+        scale = softcap * math.atanh(at_1[0].item() / softcap)
     scale = 1.0 if abs(scale - 1) < 1e-5 else scale
-    expected = two.new_full((width,), 2 * scale if softcap is None else softcap * math.tanh(2 * scale / softcap))
-    if not torch.allclose(two, expected + zero, rtol=1e-4) or (bias is not None and softcap is not None):
+    expected = at_2.new_full((width,), 2 * scale if softcap is None else softcap * math.tanh(2 * scale / softcap))
+    if not torch.allclose(at_2, expected + at_0, rtol=1e-4) or (bias is not None and softcap is not None):
         raise ModelError(f"{kind} changes its logits in a way that is neither a scale, a soft-cap nor a bias")
     return scale, softcap, bias

@@ -30,12 +30,12 @@ class TeacherSource(Protocol):
         ...
 
     def outputs(self, micro_batch: MicroBatch) -> TeacherOutputs | torch.Tensor | None:
-        """Called when the loss is computed: outputs for its K labels, row by row; of a regression (K,) predictions."""
+        """The outputs for the micro-batch's K labels, row by row; for a regression (K,) predictions."""
         ...
 
 
 class NoTeacher:
-    """For losses that need no teacher: its outputs are None."""
+    """The source for losses that need no teacher: its outputs are None."""
 
     def prepare(self, micro_batch: MicroBatch) -> None:
         pass
@@ -45,7 +45,7 @@ class NoTeacher:
 
 
 class StoredTeacher:
-    """The teacher's outputs as the teacher pass stored them."""
+    """The source that reads the outputs from the payload that the teacher pass stored."""
 
     def __init__(self, payload: Payload, tail: str, head: HeadLogits | None, device: torch.device):
         """`head` is the teacher's output layer, without features, for a payload of hidden states."""
@@ -55,7 +55,7 @@ class StoredTeacher:
         pass
 
     def outputs(self, micro_batch: MicroBatch) -> TeacherOutputs:
-        """TopK, Sampled or HeadLogits, by the payload's kind."""
+        """TopK, Sampled or HeadLogits, depending on the payload's kind."""
         count = int((micro_batch.labels_BT != IGNORE).sum())
         if not count:  # a silent micro-batch, without a payload
             ids = torch.zeros(0, 1, dtype=torch.long, device=self.device)
@@ -72,7 +72,7 @@ class StoredTeacher:
 
 
 def _sampled(ids: torch.Tensor, counts: torch.Tensor, lengths_K: torch.Tensor) -> Sampled:
-    """Drawn tokens as a rectangle: a position with fewer different ones is padded with counts of 0."""
+    """Drawn tokens as tensors (K, D); positions with fewer than D different tokens are padded with counts of 0."""
     width = int(lengths_K.max())
     places = torch.arange(width, device=lengths_K.device)[None] < lengths_K[:, None]
     ids_KD = torch.zeros(len(lengths_K), width, dtype=torch.long, device=lengths_K.device)
@@ -82,7 +82,7 @@ def _sampled(ids: torch.Tensor, counts: torch.Tensor, lengths_K: torch.Tensor) -
 
 
 class TopKArrays(NamedTuple):
-    """A teacher's most likely tokens, as they travel between processes."""
+    """A teacher's most likely tokens, as numpy arrays that are sent between processes."""
 
     ids: np.ndarray  # (K, k) int32
     logprobs: np.ndarray  # (K, k) float32
@@ -90,10 +90,10 @@ class TopKArrays(NamedTuple):
 
 
 class InProcessTeacher:
-    """A frozen teacher in this process; its logits are multiplied out a chunk at a time, in the loss."""
+    """A frozen teacher in this process; the loss computes its logits chunk by chunk."""
 
     def __init__(self, prompts: PromptEncoder, dtype: str, device: torch.device, shared_vocab_size: int | None):
-        """`prompts` is how the teacher reads, whose tokenizer is its model's folder. Raises ModelError."""
+        """`prompts` encodes the teacher's prompts; its tokenizer is the folder of the teacher. Raises ModelError."""
         folder, labels = prompts.tokenizer, list(prompts.labels) if prompts.labels else None
         tokenizer = load_tokenizer(folder, prompts.task == "generation")
         model = load_model(Checkpoint(kind="checkpoint", path=folder), tokenizer, prompts.task, labels)
@@ -118,7 +118,7 @@ class InProcessTeacher:
 
     @torch.no_grad()
     def top_k(self, tensors: dict[str, torch.Tensor], k: int) -> TopKArrays:
-        """The k most likely tokens at the K labels of `MicroBatch.teacher`: what a scorer answers."""
+        """The k most likely tokens at the K labels of `MicroBatch.teacher`, as `Scorer.wait` returns them."""
         logits = self._logits(tensors)
         labels_K = tensors["labels"][tensors["labels"] != IGNORE].to(self.device)
         logits = logits.cut(self.teacher.shared_vocab_size) if self.teacher.shared_vocab_size else logits
@@ -134,7 +134,7 @@ class InProcessTeacher:
 
 
 class Scorer(Protocol):
-    """A teacher elsewhere."""
+    """A teacher in another process."""
 
     def ask(self, tensors: dict[str, torch.Tensor]) -> Any:
         """Request the outputs for a `MicroBatch.teacher`; returns at once, with what `wait` takes."""
@@ -146,7 +146,7 @@ class Scorer(Protocol):
 
 
 class RemoteTeacher:
-    """A scorer that is asked as soon as a batch is made, so that it works while the student works on other batches."""
+    """The source with a scorer: it gets a batch as soon as it is made, and works while the student trains on others."""
 
     def __init__(self, scorer: Scorer, tail: str, device: torch.device):
         self.scorer, self.tail, self.device = scorer, tail, device
@@ -162,7 +162,7 @@ class RemoteTeacher:
 
 
 def teacher_head(folder: str, device: torch.device, shared_vocab_size: int | None) -> HeadLogits:
-    """A teacher's output layer alone, for its stored hidden states. Raises ModelError, or TrainingError for LoRA."""
+    """The output layer of a teacher whose hidden states are stored. Raises ModelError, or TrainingError for LoRA."""
     model = load_model(Checkpoint(kind="checkpoint", path=folder), load_tokenizer(folder))
     teacher = Student(model, shared_vocab_size)
     layer = model.get_output_embeddings()

@@ -1,4 +1,4 @@
-"""The workers of a training: who this one is, what all of them share, and the student in parallel."""
+"""The workers of a training: this worker's rank, exchange between workers, and the student in parallel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many workers there are."""
+    """The number of workers."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -39,14 +39,14 @@ def from_all_workers(value: Any) -> list[Any]:
 
 
 def sum_over_workers(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, on the worker's device, after all workers' are added to it."""
+    """The sum of all workers' tensors, in place; the tensor must be on the worker's device."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def parallelised(student: Student, parallel: str, device: torch.device) -> Any:
-    """The student as every worker calls it: alone, data parallel, or in parts (FSDP2)."""
+    """The student wrapped for several workers: unchanged for one worker, else DDP, or FSDP2 for parallel `fsdp`."""
     blocks = model_blocks(student.model)
     if parallel == "fsdp" and dist.is_initialized():
         mesh = dist.device_mesh.init_device_mesh(device.type, (world_size(),))
@@ -62,7 +62,7 @@ def unwrapped(parallel: Any) -> Student:
 
 
 def gradient_sync(parallel: Any, last: bool) -> AbstractContextManager:
-    """For the backward pass of a micro-batch: gradients go between workers with a step's last micro-batch alone."""
+    """A context for a micro-batch's backward pass: workers exchange gradients only in a step's last micro-batch."""
     if isinstance(parallel, DistributedDataParallel):
         return nullcontext() if last else parallel.no_sync()
     if hasattr(parallel, "set_requires_gradient_sync"):
