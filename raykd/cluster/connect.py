@@ -15,7 +15,7 @@ from raykd.errors import ClusterError
 from raykd.reaper import reaper
 from raykd.recipe.cluster import Cluster
 
-MARK = "RAYKD_RUN"  # in the environment of every process of a local Ray, so that the reaper can tell them
+MARK = "RAYKD_RUN"  # in the environment of every process of a local Ray, by which the reaper recognises them
 OBJECT_STORE = 300 * 1024**2  # bytes, of a local Ray
 
 
@@ -23,13 +23,13 @@ OBJECT_STORE = 300 * 1024**2  # bytes, of a local Ray
 def ray_cluster(
     settings: Cluster, logs: Path, verbose: bool, lock: IO | None = None, dashboard: bool = False
 ) -> Iterator[str]:
-    """Connect to Ray while the block runs; yields a line for the user, empty where Ray was connected before.
+    """Connect to Ray while the block runs; yields a line for the user, empty if Ray was connected before.
 
     RAY_ADDRESS or a Ray job says which cluster to join, else Ray is started on this machine. A Ray started here listens
-    on loopback only, writes its output to `logs`, and is gone when the block ends. A reaper process ends it also where
-    this process is killed; it shares `lock`, so that the lock is free only when nothing of the run is left. With
-    `dashboard` this Ray has one: without it a trial that is stopped does not give back what its Ray Train workers held.
-    Usage statistics are off. Raises ClusterError where no cluster answers.
+    on loopback only, writes its output to `logs`, and ends with the block. If this process is killed, a reaper process
+    ends it; it shares `lock`, so that the lock is free only when no process of the run is left. `dashboard` starts it
+    with Ray's dashboard, without which a stopped trial does not free the resources of its Ray Train workers. Usage
+    statistics are off. Raises ClusterError if no cluster answers.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():  # a trial's process, or a second run of this one
         _prepare(settings, verbose)

@@ -1,6 +1,6 @@
 """raykd's own numbers as Ray metrics, beside Ray's and vLLM's: Prometheus finds them as `ray_raykd_...`.
 
-All but the engines' busy share are counted in the driver, which sees all numbers anyway. Needs a connected Ray.
+All but the engines' busy share are counted in the driver, which gets all numbers. Ray must be connected.
 `docs/grafana.json` is a dashboard of them.
 """
 
@@ -50,7 +50,7 @@ def stage(run: str, name: str, kind: str, going_on: bool) -> None:
 
 
 class Busy:
-    """The share of the time in which an engine had work, as a gauge that is set once a second at most.
+    """A gauge of the share of the time in which an engine had work; it is set once a second at most.
 
     A context manager around each piece of work, which may overlap in several threads.
     """

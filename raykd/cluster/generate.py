@@ -1,4 +1,4 @@
-"""A labelling pass on Ray Data: prompts stream through engine actors, which land shards in a store."""
+"""A labelling pass on Ray Data: prompts stream through engine actors, which write shards into a store."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ MOST_BLOCKS = 256  # tasks of a pass: each costs the driver some 57 kB in Ray Da
 class LabellingPass:
     """A pass: an engine on some actors that labels prompts into a store.
 
-    prompts     the parquet file, of which key, prompt and target are read
-    run, stage  their names, for the dashboards
+    prompts     the parquet file; its columns key, prompt and target are read
+    run, stage  names of the run and its stage, for dashboards
     """
 
     prompts: str
@@ -53,19 +53,19 @@ class LabellingPass:
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of the prompts' file, and which of their samples: one call of the engine, which lands as one shard."""
+    """Rows of the prompts' file, and the samples to write: one call of the engine, whose result is one shard."""
 
     rows: np.ndarray  # (N,) int64
     samples: range
 
     def __len__(self) -> int:
-        """How many sequences the engine writes for it."""
+        """The number of sequences that the engine writes for it."""
         return len(self.rows) * len(self.samples)
 
 
 @dataclass
 class Progress:
-    """What a pass has done so far. Rows are prompts."""
+    """The counts of a pass so far. Rows are prompts."""
 
     rows: int = 0
     prompt_tokens: int = 0
@@ -77,7 +77,7 @@ class Progress:
 
 
 class Prompts(NamedTuple):
-    """Some rows of a prompts' file; a target is None where the model is to write one."""
+    """Some rows of a prompts' file; a target is None if the model has to write it."""
 
     keys: list[bytes]
     prompts: list[str]
@@ -87,8 +87,8 @@ class Prompts(NamedTuple):
 def cut_pieces(rows: np.ndarray, samples: range, shard_rows: int, replicas: int) -> Iterator[Piece]:
     """Consecutive rows in pieces of `shard_rows`.
 
-    With several replicas the pieces shrink towards the end, so that none works on a long one while the others have
-    nothing left (guided self-scheduling, Polychronopoulos and Kuck 1987).
+    With several replicas the pieces shrink towards the end, so that no replica works on a long piece while the others
+    have no work left (guided self-scheduling, Polychronopoulos and Kuck 1987).
     """
     at = 0
     while at < len(rows):
@@ -101,11 +101,11 @@ def cut_pieces(rows: np.ndarray, samples: range, shard_rows: int, replicas: int)
 
 
 def label_pieces(labelling_pass: LabellingPass, pieces: list[Piece], on_shard: Callable[[Progress], None]) -> Progress:
-    """Label pieces, and land their pseudo-targets in the store; returns what that took.
+    """Label pieces, and write their pseudo-targets into the store; returns the counts of the pass.
 
     A prompt whose target is in the file is scored with this target, and nothing is generated. `on_shard` is called with
-    the progress so far as each block of pieces lands. Raises EngineError where an engine cannot be opened or dies for
-    good; shards that landed before stay.
+    the progress so far when a block of pieces is done. Raises EngineError if an engine cannot be opened or dies too
+    often; shards that were written before stay.
     """
     run, stage = labelling_pass.run, labelling_pass.stage
     progress = Progress()
@@ -127,11 +127,11 @@ def label_pieces(labelling_pass: LabellingPass, pieces: list[Piece], on_shard: C
 
 
 def _stream(labelling_pass: LabellingPass, pieces: list[Piece]) -> ray.data.Dataset:
-    """A data set that labels the pieces while it is iterated: a row of figures for each block of pieces."""
+    """A Ray data set whose iteration labels the pieces; it has a row of figures for each block of pieces."""
     actors = labelling_pass.actors
     least, most = actors.bounds()
     per_block = math.ceil(len(pieces) / max(MOST_BLOCKS, 8 * most))
-    blocks = [_block(some) for some in batched(pieces, per_block)]
+    blocks = [_block(block_pieces) for block_pieces in batched(pieces, per_block)]
     calls = _calls(labelling_pass.engine, max(map(len, pieces)))
     with warnings.catch_warnings():  # Ray has no other way yet to bound the restarts of an actor
         warnings.simplefilter("ignore", RayDeprecationWarning)
@@ -152,12 +152,12 @@ def _stream(labelling_pass: LabellingPass, pieces: list[Piece]) -> ray.data.Data
             num_gpus=actors.resources.get("GPU", 0),
             resources={k: v for k, v in actors.resources.items() if k not in ("CPU", "GPU")} or None,
             max_restarts=actors.max_failures,
-            max_task_retries=-1,  # of a node that is just dying many tries fail; its deaths are bounded above
+            max_task_retries=-1,  # many tries fail on a dying node; max_restarts limits the deaths
         )
 
 
 class _Labeller:
-    """The actor: an engine that works on several pieces at the same time, and a store to land them in."""
+    """The actor: an engine that works on several pieces at the same time, and the store to which it writes them."""
 
     def __init__(self, labelling_pass: LabellingPass):
         self.labelling_pass, self.config = labelling_pass, labelling_pass.engine
@@ -170,7 +170,7 @@ class _Labeller:
         self.engine: Engine = open_engine(self.config)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Label and land the pieces of a block, one after the other; returns a row of figures."""
+        """Label the pieces of a block, one after the other, and write them; returns a row of figures."""
         began, count = time.time(), 0
         rejected: list[tuple[bytes, str]] = []
         with self.busy:
@@ -189,7 +189,7 @@ class _Labeller:
         )
 
     def _land(self, rows: np.ndarray, samples: range) -> list[tuple[bytes, str]]:
-        """Label a piece and land it; returns keys and reasons of the prompts that the engine rejected."""
+        """Label a piece and write its shard; returns (key, reason) of each prompt that the engine rejected."""
         prompts = read_prompts(self.labelling_pass.prompts, rows)
         keys: list[bytes] = []
         pseudo_targets: list[list[PseudoTarget]] = []
@@ -205,7 +205,7 @@ class _Labeller:
         return rejected
 
     def _pseudo_targets(self, prompts: Prompts, samples: range) -> list[list[PseudoTarget] | Rejected]:
-        """For each prompt its samples, or the scored target; with another engine where one dies."""
+        """For each prompt its samples, or the scored target; a dead engine is replaced."""
         targets = [target for target in prompts.targets if target is not None]
         seeds = [_seed(self.config.seed, key) for key in prompts.keys] if self.config.sampling.seeded else None
         while True:
@@ -233,23 +233,23 @@ class _Labeller:
             self.engine = open_engine(self.config)
 
     def _new_counts(self) -> dict[str, int]:
-        """What was counted since the last call."""
+        """The counts since the last call."""
         with self.lock:
-            now = {name: count + getattr(self.engine, name) for name, count in self.dead_tokens.items()}
-            now["engine_deaths"] = self.deaths
-            new = {name: count - self.reported[name] for name, count in now.items()}
-            self.reported = now
-        return new
+            totals = {name: count + getattr(self.engine, name) for name, count in self.dead_tokens.items()}
+            totals["engine_deaths"] = self.deaths
+            new_counts = {name: count - self.reported[name] for name, count in totals.items()}
+            self.reported = totals
+        return new_counts
 
 
 def _block(pieces: list[Piece]) -> pa.Table:
-    """A row for each piece."""
+    """A table with a row for each piece."""
     rows = pa.array([piece.rows for piece in pieces], pa.list_(pa.int64()))
     return pa.table({"rows": rows, "samples": [[piece.samples.start, piece.samples.stop] for piece in pieces]})
 
 
 def _calls(config: EngineConfig, sequences: int) -> int:
-    """How many pieces of so many sequences an engine should have at once, to be never idle."""
+    """How many pieces, each of `sequences`, an engine should have at once so that it is never idle."""
     if isinstance(config.engine, VllmEngine):
         batch = config.engine.arguments.get("max_num_seqs") or 256
     elif isinstance(config.engine, EndpointEngine):
@@ -279,10 +279,10 @@ def _seed(seed: int, key: bytes) -> int:
 
 
 def _cause(error: BaseException) -> str:
-    """The message of raykd's own error in the actor, or else the last line, where Ray puts what happened."""
+    """The message of raykd's own error in the actor, else the last line of Ray's message, which names the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    ours = [line.partition(": ")[2] for line in lines if line.startswith("raykd.errors.")]
-    return ours[-1] if ours else lines[-1]
+    messages = [line.partition(": ")[2] for line in lines if line.startswith("raykd.errors.")]
+    return messages[-1] if messages else lines[-1]
 
 
 def share(actors: Actors, passes: int) -> int:

@@ -1,4 +1,4 @@
-"""What the cluster can have, and how much of it fits in at the same time."""
+"""The resources of the cluster, and how many trainings, trials and passes fit in at the same time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raykd.recipe.recipe import Recipe
 
 
 class Demand(NamedTuple):
-    """What a section of the recipe needs at least: `count` times these resources at the same time."""
+    """The least that a section of the recipe needs: `count` times these resources at the same time."""
 
     field: str
     resources: dict[str, float]
@@ -27,7 +27,7 @@ class AtOnce(NamedTuple):
 
 
 def capacity(settings: Cluster) -> dict[str, float]:
-    """Resources that the cluster may grow to: those of the recipe, else those that are alive now."""
+    """The resources that the cluster may grow to: the recipe's, else those of the nodes that are alive."""
     import ray
 
     alive: dict[str, float] = dict(ray.cluster_resources())
@@ -35,7 +35,7 @@ def capacity(settings: Cluster) -> dict[str, float]:
 
 
 def demands(recipe: Recipe) -> list[Demand]:
-    """What each section of the recipe's cluster needs at least."""
+    """The demand of each section of the recipe's cluster."""
     cluster = recipe.cluster
     sections = {
         "teacher": (cluster.teacher, max(1, cluster.teacher.bounds()[0])),
@@ -46,7 +46,7 @@ def demands(recipe: Recipe) -> list[Demand]:
 
 
 def check(recipe: Recipe) -> None:
-    """Raise ClusterError, in one line, where a section needs more than the cluster may ever grow to."""
+    """Raise ClusterError, in one line, if a section needs more than the cluster may ever grow to."""
     limits = capacity(recipe.cluster)
     for field, resources, count in demands(recipe):
         for name, amount in resources.items():
@@ -58,7 +58,7 @@ def check(recipe: Recipe) -> None:
 
 
 def awaited(resources: dict[str, float], count: int, settings: Cluster) -> str | None:
-    """A line for the user about the nodes that `count` times these resources still need; None where none is missing."""
+    """A line about the nodes that are missing for `count` times these resources; None if none is missing."""
     import ray
 
     alive = ray.cluster_resources()
@@ -70,7 +70,7 @@ def awaited(resources: dict[str, float], count: int, settings: Cluster) -> str |
 
 
 def at_once(resources: dict[str, float], count: int, settings: Cluster) -> int:
-    """How many groups of `count` times `resources` fit at the same time; at least one."""
+    """How many groups, each of `count` times `resources`, fit at the same time; at least one."""
     return _groups(capacity(settings), resources, count)
 
 
@@ -79,18 +79,18 @@ def _groups(available: dict[str, float], resources: dict[str, float], count: int
     return max(1, min(fits, default=1))
 
 
-def trainings_at_once(settings: Cluster, wanted: int) -> AtOnce:
-    """How many of the wanted trainings of a run fit at the same time."""
+def trainings_at_once(settings: Cluster, trainings: int) -> AtOnce:
+    """How many of a run's trainings fit at the same time, and the CPU threads of their workers."""
     student, (least, most) = settings.student, settings.student.bounds()
-    count = min(wanted, at_once(student.resources, least, settings))
+    count = min(trainings, at_once(student.resources, least, settings))
     return AtOnce(count, threads(student.threads, count * most))
 
 
-def trials_at_once(settings: Cluster, wanted: int | None) -> AtOnce:
-    """How many trials of a sweep run at the same time: those that are wanted, else as many as fit.
+def trials_at_once(settings: Cluster, concurrent: int | None) -> AtOnce:
+    """How many trials of a sweep run at the same time: `concurrent`, else as many as fit.
 
-    Room is left for one labelling pass of each kind, which a trial waits for. Trials without a GPU on one machine are
-    no more than it has cores, however many CPUs Ray counts there.
+    Room is left for one labelling pass of the teacher and one of the students, because trials wait for them. On a
+    single machine without GPUs there are at most as many trials as cores, whatever number of CPUs Ray counts.
     """
     import ray
 
@@ -102,10 +102,10 @@ def trials_at_once(settings: Cluster, wanted: int | None) -> AtOnce:
     count = _groups(available, student.resources, least)
     if not student.resources.get("GPU") and len(ray.nodes()) == 1:
         count = min(count, len(os.sched_getaffinity(0)))
-    count = wanted or count
+    count = concurrent or count
     return AtOnce(count, threads(student.threads, count * most))
 
 
-def threads(wanted: int | None, processes: int) -> int:
-    """CPU threads of each of several processes: those of the recipe, else an equal share of this machine's cores."""
-    return wanted or max(1, len(os.sched_getaffinity(0)) // processes)
+def threads(configured: int | None, processes: int) -> int:
+    """CPU threads of each of several processes: the recipe's number, else an equal share of this machine's cores."""
+    return configured or max(1, len(os.sched_getaffinity(0)) // processes)

@@ -41,7 +41,7 @@ class _Teacher:
 
 
 class ActorScorer:
-    """A `raykd.training.teachers.Scorer` over some actors, asked in turn. Can be sent to workers."""
+    """A `raykd.training.teachers.Scorer` that uses several actors in turn. Can be sent to workers."""
 
     def __init__(self, actors: list[Any]):
         self.actors, self.turn = actors, itertools.count()
@@ -50,18 +50,18 @@ class ActorScorer:
         return ActorScorer, (self.actors,)
 
     def ask(self, tensors: dict[str, Any]) -> ray.ObjectRef:
-        """Ask the next actor for its outputs at a `MicroBatch.teacher`; returns at once."""
+        """Request the outputs for a `MicroBatch.teacher` from the next actor; returns at once."""
         actor = self.actors[next(self.turn) % len(self.actors)]
         return actor.top_k.remote({name: tensor.numpy() for name, tensor in tensors.items()})
 
     def wait(self, request: ray.ObjectRef) -> TopKArrays:
-        """The outputs that were asked for."""
+        """The outputs of a request; waits for them."""
         return ray.get(request)
 
 
 @contextmanager
 def scorers(spec: TrainingSpec, cluster: Cluster) -> Iterator[ActorScorer | None]:
-    """The scorer of a training whose teacher is remote, while the block runs; None for any other training."""
+    """A context with the scorer of a training whose teacher is remote; yields None for any other training."""
     from raykd.models.tokenizers import load_tokenizer, shared_vocab_size
 
     section = spec.training.teacher
@@ -76,7 +76,7 @@ def scorers(spec: TrainingSpec, cluster: Cluster) -> Iterator[ActorScorer | None
         num_gpus=workers.resources.get("GPU", 0),
         resources=custom or None,
         max_restarts=workers.max_failures,
-        max_task_retries=-1,  # of a node that is just dying many tries fail; its deaths are bounded above
+        max_task_retries=-1,  # many tries fail on a dying node; max_restarts limits the deaths
     )
     threads = resources.threads(workers.threads, 1 + count)
     arguments = (spec.teacher, section.dtype, vocab_size, section.k, threads)

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from raykd.training.job import TrainingResult, TrainingSpec
 
 ERROR = "error.txt"  # in a training's folder: why one of its workers gave up
-BEST = "best.json"  # in a training's folder at a URL: {step}, whose model is there; gone while another is sent
+BEST = "best.json"  # in a training's folder at a URL: {step} of the model there; absent while a model is sent
 POLL, REMOTE_POLL = 1.0, 10.0  # seconds between looks at a training's log, for the bars
 
 
 def _worker(config: dict) -> Any:
-    """The body of a Ray Train worker; returns a TrainingResult, or {error} for an error that would come again."""
+    """The body of a Ray Train worker; returns a TrainingResult, or {error} for an error that a retry would repeat."""
     from raykd.training.checkpoints import best_step
     from raykd.training.job import needed_files
     from raykd.training.loop import train  # here, so that Ray's own processes need not load torch and transformers
@@ -71,7 +71,7 @@ def _worker(config: dict) -> Any:
 
 
 def _send(folder: Path, best_step: int) -> None:
-    """Send what a training has so far; a model that is half sent is never taken for a whole one."""
+    """Send the files of a training so far. BEST is removed while a model is sent, so that no partial one is used."""
     best = folder / BEST
     if not best.exists() or json.loads(best.read_text())["step"] != best_step:
         remote.remove(best)
@@ -81,7 +81,7 @@ def _send(folder: Path, best_step: int) -> None:
 
 
 def _remove_other_model(folder: Path, best_step: int) -> None:
-    """Remove the training's model where it is not the one of a checkpoint's best step."""
+    """Remove the training's model if it is not that of the checkpoint's best step."""
     best = remote.tail(folder / BEST, 0)
     if best is None or json.loads(best)["step"] != best_step:
         shutil.rmtree(folder / "model", ignore_errors=True)
@@ -93,8 +93,8 @@ def fit(
 ) -> TrainingResult:
     """Train a spec; returns its `raykd.training.job.TrainingResult`. May be called from several threads at once.
 
-    `progress(step, note)` is called about once a second, at a URL after evaluations; `callbacks` are Ray Train's. A
-    training whose folder holds a checkpoint goes on from there. Raises TrainingError, in one line.
+    `progress(step, note)` is called about once a second, or after evaluations if the folder is at a URL; `callbacks`
+    are Ray Train's. If the folder holds a checkpoint, the training resumes from it. Raises TrainingError, in one line.
     """
     workers = cluster.student
     gpu = workers.resources.get("GPU", 0) > 0
@@ -143,7 +143,7 @@ def fit(
 
 
 def _storage(url: str, field: str) -> tuple[Any, str]:
-    """The file system and path of any URL that fsspec knows. Raises TrainingError where it cannot be written."""
+    """The file system and path of any URL that fsspec knows. Raises TrainingError if it cannot be written."""
     try:
         system, path = url_to_fs(url)
         system.makedirs(path, exist_ok=True)
@@ -153,13 +153,13 @@ def _storage(url: str, field: str) -> tuple[Any, str]:
 
 
 def _mark(spec: TrainingSpec) -> str:
-    """A fingerprint that names a training in a storage that others use as well."""
+    """A fingerprint that names a training in a storage that other trainings use as well."""
     marks = (spec.rows.mark, spec.dev.mark if spec.dev else "")
     return fingerprint([spec.folder, marks, spec.training.model_dump(), spec.model.model_dump(), spec.seed])
 
 
 def _cause(spec: TrainingSpec, error: ray_train.TrainingFailedError) -> str:
-    """What ended the worker, in one line."""
+    """The error that ended the worker, in one line."""
     inner = next(iter(getattr(error, "worker_failures", {}).values()), error)
     lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
     return f"{spec.name}: {lines[-1] if lines else type(inner).__name__}"
@@ -169,17 +169,17 @@ def _watch(spec: TrainingSpec, progress: Callable[[int, str], None], ended: thre
     """Read a training's log until it has ended, for the bar and for Ray's counters."""
     log, offset, last = Path(spec.folder) / LOG, 0, {}
     counted = {"examples": 0, "tokens": 0}
-    over = False
-    while not over:
-        over = ended.wait(POLL if remote.url(log) is None else REMOTE_POLL)  # once more after the end
+    last_look = False
+    while not last_look:
+        last_look = ended.wait(POLL if remote.url(log) is None else REMOTE_POLL)  # one more look after the end
         try:
-            new = remote.tail(log, offset)
+            new_bytes = remote.tail(log, offset)
         except RunError:
             continue
-        if new is None:
+        if new_bytes is None:
             offset = 0
             continue
-        whole = new[: new.rfind(b"\n") + 1]
+        whole = new_bytes[: new_bytes.rfind(b"\n") + 1]
         offset += len(whole)
         try:
             for line in whole.splitlines():

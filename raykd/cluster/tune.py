@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 
 LAST = "last"  # in a training's folder: its last checkpoint
 TIME = "progress"  # percent of the training that is searched
-END = 99.9  # of TIME: no rung lies there, because a trial that came so far is to be scored
+END = 99.9  # of TIME; no rung lies beyond it, so that a trial that came so far is scored
 
 
 def search(plan: SearchPlan, trial: Trial, recipe: Recipe, console: Console) -> None:
-    """Run `trial(id, point, report, checkpoint)` of each point; go on where a search in this folder was stopped.
+    """Run `trial(id, point, report, checkpoint)` for each point; a stopped search in this folder is continued.
 
-    Raises RunError where trials were lost for good: a process that died more often than `cluster.student.max_failures`.
+    Raises RunError if a trial's process died more often than `cluster.student.max_failures`.
     """
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that failed reports nothing
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # which would make an interrupted sweep look like one that is done
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would make an interrupted sweep look finished
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # a recipe's functions may read files beside the recipe
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     body = tune.with_resources(_Body(trial), tune.PlacementGroupFactory([_resources(recipe.cluster)]))
@@ -76,7 +76,7 @@ def _new_tuner(body: Any, plan: SearchPlan, recipe: Recipe) -> tune.Tuner:
             mode=goal and goal.direction,
             search_alg=_searcher(plan, recipe.seed),
             num_samples=1 if plan.points else getattr(space.search, "trials", 1),
-            scheduler=_scheduler(space, folder.parent / RUNGS),  # Ray Tune puts back older files in its own folder
+            scheduler=_scheduler(space, folder.parent / RUNGS),  # Ray Tune restores older files in its own folder
             max_concurrent_trials=None if plan.points else plan.concurrent,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
@@ -94,7 +94,7 @@ def _new_tuner(body: Any, plan: SearchPlan, recipe: Recipe) -> tune.Tuner:
 
 
 def _point(config: dict[str, Any]) -> Point:
-    """A trial's point: one that was known from the start comes whole, one of Optuna's is the configuration itself."""
+    """A trial's point: `config["point"]` if it was known from the start, `config` itself if Optuna proposed it."""
     return config.get("point", config)
 
 
@@ -103,14 +103,14 @@ def _name(trial: Any) -> str:
 
 
 def _resources(cluster: Cluster) -> dict[str, float]:
-    """The resources of a trial itself: its only worker's; next to none where Ray Train starts workers of its own."""
+    """The resources of a trial's process: its only worker's; almost none if Ray Train starts workers of its own."""
     if cluster.student.bounds()[1] > 1:
         return {"CPU": 0.01}
     return dict(cluster.student.resources) or {"CPU": 0.01}
 
 
 class _Body:
-    """What Ray Tune calls in a trial's process."""
+    """The function that Ray Tune calls in a trial's process."""
 
     __name__ = "trial"
 
@@ -124,15 +124,15 @@ class _Body:
 
 
 def _report(metrics: dict[str, float], folder: Path | None) -> None:
-    """Report to Ray Tune; returns when it has decided whether the trial goes on."""
+    """Report to Ray Tune; returns when Ray Tune has decided whether the trial goes on."""
     tune.report(dict(metrics), checkpoint=tune.Checkpoint.from_directory(str(folder)) if folder else None)
 
 
 def trial_fit(stage: str, report: Report, checkpoint: Path | None) -> Callable[..., TrainingResult]:
-    """How a trial trains, in place of `train.fit`: in its own process, or on Ray Train where it has several workers.
+    """A trial's function in place of `train.fit`: it trains in this process, or on Ray Train for several workers.
 
-    Every evaluation of the training `stage` is reported, and it begins with `checkpoint`, if there is one. Each
-    training keeps its last checkpoint in its folder, and goes on from there.
+    Every evaluation of the training `stage` is reported, and that training begins with `checkpoint`, if there is one.
+    Each training keeps its last checkpoint in its folder, and resumes from it.
     """
 
     def fit(spec: TrainingSpec, cluster: Cluster, progress: Callable[[int, str], None]) -> TrainingResult:
@@ -145,7 +145,7 @@ def trial_fit(stage: str, report: Report, checkpoint: Path | None) -> Callable[.
 
         def keep(metrics: dict, folder: Path) -> None:
             if spec.name == stage:
-                report(metrics, folder)  # first: what is not reported is done again
+                report(metrics, folder)  # before the copy: an evaluation that was not reported is done again
             with replaced(last) as part:
                 shutil.copytree(folder, part, dirs_exist_ok=True)
             for name in ("examples", "tokens"):
@@ -153,9 +153,9 @@ def trial_fit(stage: str, report: Report, checkpoint: Path | None) -> Callable[.
                 counts[name] = metrics[name]
             progress(metrics["step"], f"dev loss {metrics['dev_loss']:.3f}")
 
-        begin = last if last.exists() else checkpoint if spec.name == stage else None
+        resume = last if last.exists() else checkpoint if spec.name == stage else None
         with score.scorers(spec, cluster) as scorer:
-            result = train(spec, keep, begin, scorer)
+            result = train(spec, keep, resume, scorer)
         shutil.rmtree(last, ignore_errors=True)
         return result
 
@@ -232,7 +232,7 @@ def _scheduler(space: Space, memory: Path) -> Any:
 
 
 class _RememberingAsha(ASHAScheduler):
-    """ASHA whose rungs are on disk: Ray Tune restores a search with a scheduler that has forgotten them.
+    """ASHA that keeps its rungs on disk, because a scheduler that Ray Tune restores has lost them.
 
     The file is {rungs: [bracket: [[milestone, {trial: value}]]], brackets: {trial: number}, stopped: [trial]}.
     """
@@ -249,8 +249,8 @@ class _RememberingAsha(ASHAScheduler):
                 bracket._rungs = [(milestone, recorded) for milestone, recorded in rungs]
         self.read = True
         super().on_trial_add(tune_controller, trial)
-        known = self.brackets_of.setdefault(trial.trial_id, self._brackets.index(self._trial_info[trial.trial_id]))
-        self._trial_info[trial.trial_id] = self._brackets[known]
+        number = self.brackets_of.setdefault(trial.trial_id, self._brackets.index(self._trial_info[trial.trial_id]))
+        self._trial_info[trial.trial_id] = self._brackets[number]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
         if trial.trial_id in self.stopped:
@@ -272,12 +272,12 @@ class _RememberingAsha(ASHAScheduler):
 
 
 class _Announcer(tune.Callback):
-    """What the user sees of trials. Ray Tune pickles callbacks, so the console is the class's."""
+    """Prints the events of trials. Ray Tune pickles callbacks, so the console is an attribute of the class."""
 
     console: Console
     goals: list[Objective]
     count: int
-    over = 0
+    ended = 0  # trials
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         numbers = [f"{name} {result[name]:.4g}" for name, _ in self.goals if name in result]
@@ -288,10 +288,10 @@ class _Announcer(tune.Callback):
         )
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        type(self).over += 1
+        type(self).ended += 1
         last = (trial.last_result or {}).get(TIME)
         end = "failed" if last is None else "done" if last >= 100 else f"stopped at {last:.0f} %"
-        self.console.say(f"trial {trial.trial_id}: {end}; {self.over} of {self.count} over")
+        self.console.say(f"trial {trial.trial_id}: {end}; {self.ended} of {self.count} over")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self.console.say(f"trial {trial.trial_id}: its process was lost")

@@ -1,4 +1,4 @@
-"""Examples: inputs, and the targets and references that are known for them; their parquet files and chunks."""
+"""Examples: inputs with their known targets and references; their parquet files and chunks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 BATCH_ROWS = 8192  # rows of parquet and of data sets decoded at once
-SAVED_ROWS = 1024  # rows of a row group: what is read for one of them
+SAVED_ROWS = 1024  # rows of a row group, the smallest part of a file that can be read
 EXAMPLES = pa.schema(
     [("id", pa.string()), ("input", pa.string()), ("target", pa.string()), ("references", pa.list_(pa.string()))]
 )
@@ -23,13 +23,13 @@ EXAMPLES = pa.schema(
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a pseudo-target is from.
+    """The origin of a pseudo-target.
 
-    by         "teacher", or the name of the training whose student wrote it; after a vote, several with + between
-    round      of MCKD; 0: the teacher's
-    partition  that its input is in
-    score      mean natural log-probability of its tokens to the model that wrote it; None where that is not known
-    agreement  0 to 1: the share of votes for it, or its score in the consistency filter; None where there was neither
+    by         "teacher", or the name of the training whose student wrote it; after a vote, several joined by +
+    round      the round of MCKD; 0 for the teacher
+    partition  the partition that its input is in
+    score      mean natural log-probability of its tokens by the model that wrote it; None if not known
+    agreement  0 to 1: its share of the votes, or its score in the consistency filter; None if it had neither
     """
 
     by: str
@@ -41,9 +41,9 @@ class Lineage:
 
 @dataclass(frozen=True)
 class Example:
-    """An input, and what is known to be right for it. `references` are further right targets, for scoring only.
+    """An input with its correct target, if one is known. `references` are further correct targets, for scoring only.
 
-    An example whose target is a pseudo-target has a lineage, and counts for `weight` in the loss.
+    An example whose target is a pseudo-target has a lineage. `weight` is its weight in the loss.
     """
 
     id: str
@@ -54,15 +54,15 @@ class Example:
     lineage: Lineage | None = None
 
     def references_with_target(self) -> list[str]:
-        """The target, then the references, without duplicates; empty where nothing is known."""
-        known = (self.target, *self.references)
-        return list(dict.fromkeys(text for text in known if text is not None))
+        """The target, then the references, without duplicates; empty if there are none."""
+        texts = (self.target, *self.references)
+        return list(dict.fromkeys(text for text in texts if text is not None))
 
 
 def save_rows(path: Path, rows: Iterable[tuple], schema: pa.Schema) -> int:
-    """Write rows, tuples in the schema's order, to a parquet file as they come, whole or not at all.
+    """Write rows, tuples in the schema's order, to a parquet file, which appears whole or not at all.
 
-    Returns how many.
+    Rows are written as the iterable yields them. Returns the number of rows.
     """
     part = path.with_name(f".{path.name}.part")
     count = 0

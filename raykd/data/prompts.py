@@ -30,10 +30,10 @@ class PromptEncoder:
 def renderer(
     prompt: Prompt, candidates: Sequence[Example] = (), tokenizer: Any = None, endpoint: bool = False
 ) -> Callable[[list[str]], list[str]]:
-    """A function from inputs to prompts, whose examples are selected from the candidates.
+    """A function from inputs to prompts; the examples in a prompt are selected from the candidates.
 
-    Only a chat needs the tokenizer; raises ModelError where it has no template. `endpoint`: of a model behind an
-    endpoint, where the prompt of a chat is its turns as JSON.
+    Only a chat needs the tokenizer; raises ModelError if it has no chat template. With `endpoint`, for a model behind
+    an endpoint, the prompt of a chat is its turns as JSON.
     """
     template = prompt if isinstance(prompt, str) else prompt.template
 

@@ -34,9 +34,9 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class FilteredByFormat:
-    """The pseudo-targets that a rule keeps, and those that it drops, with reasons.
+    """The pseudo-targets that a rule keeps, and the dropped ones with reasons.
 
-    `invalid` counts those that were not of the format, `repaired` those of them that are kept repaired.
+    `invalid` is the number of pseudo-targets that did not have the format, `repaired` the number that were repaired.
     """
 
     kept: list[Example]
@@ -66,16 +66,16 @@ def load_pseudo_targets(path: Path) -> list[Example]:
 
 
 def vote(candidates: Sequence[Example]) -> Example:
-    """The most frequent of several pseudo-targets of one input; `agreement` is its share of them.
+    """The most frequent of several pseudo-targets of one input; `agreement` is its share of the candidates.
 
-    Of equally frequent ones the one of the highest mean score, then the first (self-consistency, Wang et al., ICLR
-    2023). Its score is the mean of the candidates that are equal to it.
+    Between equally frequent ones the highest mean score wins, then the first one (self-consistency, Wang et al., ICLR
+    2023). The winner's score is the mean score of the candidates with the same target.
     """
     counts = Counter(candidate.target for candidate in candidates)
     scores: dict[str | None, list[float]] = {}
     for candidate in candidates:
-        known = candidate.lineage.score if candidate.lineage else None
-        scores.setdefault(candidate.target, []).extend([] if known is None else [known])
+        score = candidate.lineage.score if candidate.lineage else None
+        scores.setdefault(candidate.target, []).extend([] if score is None else [score])
     means = {target: sum(s) / len(s) if s else -math.inf for target, s in scores.items()}
     best = max(counts, key=lambda target: (counts[target], means[target]))
     first = next(candidate for candidate in candidates if candidate.target == best)
@@ -90,9 +90,9 @@ def vote(candidates: Sequence[Example]) -> Example:
 
 
 def filtered_by_format(examples: Sequence[Example], form: Format, rule: str) -> FilteredByFormat:
-    """The pseudo-targets that the recipe's rule for invalid ones (keep, drop, repair) leaves.
+    """Apply the recipe's rule for invalid pseudo-targets: keep, drop or repair.
 
-    Those that cannot be repaired are dropped.
+    With repair, pseudo-targets that cannot be repaired are dropped.
     """
     kept, dropped, repaired = [], [], 0
     reasons = [form.invalid(example.input, example.target or "") for example in examples]
@@ -113,9 +113,9 @@ def filtered_by_format(examples: Sequence[Example], form: Format, rule: str) -> 
 def with_agreement(
     examples: Sequence[Example], before: Callable[[Example], str | None], metric: Metric
 ) -> list[Example]:
-    """The same with `agreement`: each target's score by the metric, 0 to 1, against the one before of its input.
+    """The examples with `agreement`: the metric's score, 0 to 1, of each target against its input's earlier target.
 
-    `before` returns that target, None where there was none; such an example stays as it is.
+    `before` returns the earlier target of an example; if it returns None, the example is unchanged.
     """
 
     def scored(example: Example) -> Example:
@@ -124,7 +124,7 @@ def with_agreement(
             return example
         try:
             score = metric([example.target or ""], [[target_before]]) / 100
-        except DataError:  # the target before has nothing to score, such as no slot
+        except DataError:  # the earlier target has nothing to score, for example no slot
             score = float(example.target == target_before)
         return replace(example, lineage=replace(example.lineage, agreement=score))
 
@@ -132,12 +132,12 @@ def with_agreement(
 
 
 def with_weights(examples: Sequence[Example], weighting: str | None) -> list[Example]:
-    """The same with weights, at least 0, by the recipe's `weighting`; without one, as they are.
+    """The examples with weights of at least 0 by the recipe's `weighting`; unchanged if it is None.
 
     confidence  exp of the pseudo-target's mean log-probability per token
-    agreement   its agreement
+    agreement   the pseudo-target's agreement
 
-    A pseudo-target without a score, or without agreement, weighs 1.
+    A pseudo-target without a score, or without agreement, has weight 1.
     """
 
     def weight(lineage: Lineage) -> float:

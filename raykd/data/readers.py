@@ -1,6 +1,6 @@
 """Readers: the rows of files, data sets and functions, as cells by column.
 
-A reader yields a row that it cannot read with the reason instead of its cells. An error that concerns every row, such
+For a row that it cannot read, a reader yields the reason in place of the cells. An error that concerns every row, such
 as a misspelt column, is raised once.
 """
 
@@ -25,7 +25,7 @@ from raykd.recipe.data import DatasetRows, FileRows, FunctionRows, Rows
 
 
 class PlacedRow(NamedTuple):
-    """A row of a source: its place, from 1, and its cells by column, or the reason why it has none."""
+    """A row of a source: its number, from 1, and its cells by column, or the reason why it cannot be read."""
 
     place: int
     cells: dict[str, Any] | str
@@ -52,7 +52,7 @@ def require_columns(name: str, needed: Iterable[str], columns: Iterable[Any]) ->
 
 @contextmanager
 def _opened(path: str) -> Iterator[IO[bytes]]:
-    """The file, open as bytes. Raises DataError for what the system or Arrow raises while it is read."""
+    """A context with the file, open as bytes. Turns errors of the system or Arrow in the block into a DataError."""
     if not Path(path).is_file():
         raise DataError(f"{path}: {'is a folder, expected a file' if Path(path).is_dir() else 'no such file'}")
     try:
@@ -62,7 +62,7 @@ def _opened(path: str) -> Iterator[IO[bytes]]:
         raise DataError(f"{path}: cannot be read: {first_line(error)}") from None
 
 
-def _jsonl(rows: FileRows, wanted: list[str]) -> Iterator[PlacedRow]:
+def _jsonl(rows: FileRows, columns: list[str]) -> Iterator[PlacedRow]:
     """An object per line. Lines are bytes until each is decoded, so that one bad line is one bad row."""
     with _opened(rows.path) as file:
         for line, raw in enumerate(file, start=1):
@@ -82,10 +82,10 @@ def _json_object(raw: bytes) -> dict[str, Any] | str:
     return row if isinstance(row, dict) else f"{type(row).__name__} {row!r:.40}, expected an object"
 
 
-def _csv(rows: FileRows, wanted: list[str]) -> Iterator[PlacedRow]:
+def _csv(rows: FileRows, columns: list[str]) -> Iterator[PlacedRow]:
     """Rows below a header; a quoted field may hold line ends, and a row is named by its first line."""
     with _opened(rows.path) as file:
-        # what is not UTF-8 becomes lone surrogates, which only the cells that are used are checked for
+        # bytes that are not UTF-8 become lone surrogates; only cells that are used are checked for these
         text = (raw.decode("utf-8" if n else "utf-8-sig", "surrogateescape") for n, raw in enumerate(file))
         reader = csv.reader(text, strict=True)
         try:
@@ -94,8 +94,8 @@ def _csv(rows: FileRows, wanted: list[str]) -> Iterator[PlacedRow]:
             raise DataError(f"{rows.path}:1: not CSV: {error}") from None
         if header is None:
             return
-        require_columns(rows.path, wanted, header)
-        for column in wanted:
+        require_columns(rows.path, columns, header)
+        for column in columns:
             if header.count(column) > 1:
                 raise DataError(f"{rows.path}: {header.count(column)} columns are named {column!r}")
         yield from _csv_rows(reader, header)
@@ -119,21 +119,21 @@ def _csv_rows(reader: Any, header: list[str]) -> Iterator[PlacedRow]:
             yield PlacedRow(line, dict(zip(header, fields, strict=True)))
 
 
-def _parquet(rows: FileRows, wanted: list[str]) -> Iterator[PlacedRow]:
+def _parquet(rows: FileRows, columns: list[str]) -> Iterator[PlacedRow]:
     with _opened(rows.path) as file, pq.ParquetFile(file) as table:
-        require_columns(rows.path, wanted, table.schema_arrow.names)
-        yield from _arrow_rows(table.iter_batches(BATCH_ROWS, columns=wanted), wanted)
+        require_columns(rows.path, columns, table.schema_arrow.names)
+        yield from _arrow_rows(table.iter_batches(BATCH_ROWS, columns=columns), columns)
 
 
-def _dataset(rows: DatasetRows, wanted: list[str]) -> Iterator[PlacedRow]:
+def _dataset(rows: DatasetRows, columns: list[str]) -> Iterator[PlacedRow]:
     data_set = _data_set(rows)
-    require_columns(source_name(rows), wanted, data_set.column_names)
-    batches = data_set.select_columns(wanted).with_format("arrow").iter(BATCH_ROWS)
-    yield from _arrow_rows(batches, wanted)
+    require_columns(source_name(rows), columns, data_set.column_names)
+    batches = data_set.select_columns(columns).with_format("arrow").iter(BATCH_ROWS)
+    yield from _arrow_rows(batches, columns)
 
 
 def _data_set(rows: DatasetRows) -> Any:
-    """The `datasets.Dataset` of the split. A folder saved without splits is what `split: train` (the default) means."""
+    """The `datasets.Dataset` of the split. A folder that was saved without splits counts as the split `train`."""
     import datasets  # a second of imports that files do not need
 
     local = Path(rows.name).is_dir()
@@ -155,11 +155,11 @@ def _data_set(rows: DatasetRows) -> Any:
     return data_set
 
 
-def _arrow_rows(batches: Iterable[Any], wanted: list[str]) -> Iterator[PlacedRow]:
-    columns = ([_cells(batch.column(column)) for column in wanted] for batch in batches)
-    rows = (cells for batch in columns for cells in zip(*batch, strict=True))
+def _arrow_rows(batches: Iterable[Any], columns: list[str]) -> Iterator[PlacedRow]:
+    batch_columns = ([_cells(batch.column(column)) for column in columns] for batch in batches)
+    rows = (cells for batch in batch_columns for cells in zip(*batch, strict=True))
     for line, cells in enumerate(rows, start=1):
-        yield PlacedRow(line, dict(zip(wanted, cells, strict=True)))
+        yield PlacedRow(line, dict(zip(columns, cells, strict=True)))
 
 
 def _cells(column: Any) -> list[Any]:
@@ -176,7 +176,7 @@ def _cell(cell: Any) -> Any:
         return "\udcff"  # a lone surrogate, which is refused as not being UTF-8
 
 
-def _function(rows: FunctionRows, wanted: list[str]) -> Iterator[PlacedRow]:
+def _function(rows: FunctionRows, columns: list[str]) -> Iterator[PlacedRow]:
     module, _, name = rows.function.partition(":")
     try:
         function: Any = getattr(importlib.import_module(module), name, None)

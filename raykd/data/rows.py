@@ -20,7 +20,7 @@ ROLES = ("input", "target", "references", "id")
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that was left out, and why; `line` counts from 1, and is None where there are no lines."""
+    """A row that was left out, and the reason; `line` counts from 1, and is None if the source has no lines."""
 
     file: str
     line: int | None
@@ -28,7 +28,7 @@ class BadRow:
 
 
 class BadRows:
-    """The bad rows of one reading or of several, and how many of them are tolerated in all."""
+    """The bad rows of one source or several, and the number that is tolerated in all."""
 
     def __init__(self, tolerated: int):
         self.tolerated = tolerated
@@ -38,13 +38,13 @@ class BadRows:
         """Record a bad row. Raises DataError, naming it, if it is one more than tolerated."""
         self.rows.append(BadRow(file, line, reason))
         if len(self.rows) > self.tolerated:
-            where = file if line is None else f"{file}:{line}"
+            place = file if line is None else f"{file}:{line}"
             count = f" (bad row {len(self.rows)}, {self.tolerated} tolerated)" if self.tolerated else ""
-            raise DataError(f"{where}: {reason}{count}")
+            raise DataError(f"{place}: {reason}{count}")
 
 
 def read_examples(rows: Rows, bad: BadRows, *, need_target: bool) -> Iterator[Example]:
-    """The good rows of a source as examples, while they are read, `rows.limit` at most; bad rows are added to `bad`.
+    """Yield the good rows of a source as examples, at most `rows.limit`; bad rows are added to `bad`.
 
     A row without an id is named `<file's stem>:<line>` for a file, else by its index from 0. Optional cells may be
     empty. A reference list may be a single text, which is all that a CSV cell can be.
@@ -54,13 +54,13 @@ def read_examples(rows: Rows, bad: BadRows, *, need_target: bool) -> Iterator[Ex
     """
     name = source_name(rows)
     columns = _columns(rows, need_target)
-    wanted = list(dict.fromkeys(columns.values()))
-    needed = wanted
+    column_names = list(dict.fromkeys(columns.values()))
+    needed = column_names
     if isinstance(rows, FunctionRows):  # its rows have their columns as keys
         needed = ["input", "target"] if need_target else ["input"]
-    lines: dict[str, int] | None = {} if "id" in columns else None  # of ids, where an id could come twice
+    lines: dict[str, int] | None = {} if "id" in columns else None  # id -> line, if an id could occur twice
     good = line = 0
-    for line, cells in _with_columns(name, needed, READERS[rows.kind](rows, wanted)):
+    for line, cells in _with_columns(name, needed, READERS[rows.kind](rows, column_names)):
         default = f"{Path(rows.path).stem}:{line}" if isinstance(rows, FileRows) else str(line - 1)
         try:
             example = _example(cells, columns, need_target, default)
@@ -138,7 +138,7 @@ def _columns(rows: Rows, need_target: bool) -> dict[str, str]:
 def _with_columns(name: str, needed: list[str], rows: Iterable[PlacedRow]) -> Iterator[PlacedRow]:
     """The same rows. Raises DataError before the first of them if no row has a needed column.
 
-    Rows wait until each needed column was seen: only then is a row without it a bad row of its own.
+    Rows are held back until every needed column was seen; from then on a row without one is a bad row by itself.
     """
     unseen, columns, waiting = set(needed), {}, []
     for row in rows:

@@ -22,26 +22,26 @@ Rank = Callable[[list[str]], list[Sequence[int]]]  # inputs to numbers of candid
 def shot_selector(shots: Shots | None, rows: Sequence[Example]) -> Selector:
     """A function from inputs to the examples of each, out of the candidates `rows`, in the order of the prompt.
 
-    An input is no example of its own, so it has fewer where there are no others. Draws depend on the input and the
-    candidates alone, so that runs with other seeds find the same prompts in the store. Raises DataError where there
-    are too few candidates.
+    An input is never its own example, so it has fewer examples if there are no other candidates. Random draws depend
+    only on the input and the candidates, so that runs with other seeds find the same prompts in the store. Raises
+    DataError if there are too few candidates.
     """
     if shots is None:
         return lambda texts: [[] for _ in texts]
     if len(rows) < shots.count:
         raise DataError(f"prompt.shots.rows: {len(rows)} rows, prompt.shots.count asks for {shots.count}")
     inputs = [row.input for row in rows]
-    most = min(len(rows), shots.count + max(Counter(inputs).values()))  # enough when all of one input are left out
+    most = min(len(rows), shots.count + max(Counter(inputs).values()))  # enough also without one input's
     rankings = {"first": _first, "random": _drawn, "bm25": _bm25, "embedding": _embedding}
     rank = rankings[shots.choose](shots, inputs, most)
     reverse = shots.choose in ("bm25", "embedding") and shots.nearest != "first"
 
     def select(texts: list[str]) -> list[list[Example]]:
-        of_inputs = []
+        examples_by_input = []
         for text, order in zip(texts, rank(texts), strict=True):
-            others = list(itertools.islice((rows[i] for i in order if inputs[i] != text), shots.count))
-            of_inputs.append(others[::-1] if reverse else others)
-        return of_inputs
+            examples = list(itertools.islice((rows[i] for i in order if inputs[i] != text), shots.count))
+            examples_by_input.append(examples[::-1] if reverse else examples)
+        return examples_by_input
 
     return select
 

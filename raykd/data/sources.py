@@ -1,4 +1,4 @@
-"""Where the rows of a training are: in a file, or in a store. `raykd.training.sources` reads them."""
+"""The sources of a training's rows: a file, or a labelling with its store. `raykd.training.sources` reads them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class StoredSource:
     prompts   the file, of schema `raykd.stages.labelling.PROMPTS`
     store     the store's folder or URL
     sources   names of the prompts' sources that are read; `samples` pseudo-targets of each prompt
-    chunk     how many consecutive rows the teacher pass asks for together; seed: of the order of these chunks
-    payload   what is read beside the teacher's token ids; None: the texts are read, not the token ids
+    chunk     number of consecutive rows that the teacher pass labels together; seed: of the order of these chunks
+    payload   read with the teacher's token ids; None: only the texts are read
     mark      fingerprint of all that decides the pseudo-targets
-    follow    the store is still written: who reads waits for what is missing
+    follow    the store is still being written: readers wait for missing rows
     gold      a parquet file of examples whose targets are further targets of the prompts with the same input
     """
 

@@ -1,4 +1,4 @@
-"""The splits of a run: its examples to label, to learn, to select checkpoints by and to score on, as files."""
+"""The splits of a run: files of examples for labelling, training, selecting checkpoints, and scoring."""
 
 from __future__ import annotations
 

@@ -37,17 +37,17 @@ class SearchPlan:
     concurrent: int
 
 
-def trials_at_once(session: Session, wanted: int | None) -> AtOnce:
+def trials_at_once(session: Session, concurrent: int | None) -> AtOnce:
     """How many trials run at the same time, and the CPU threads of each of their workers.
 
-    `wanted` is the recipe's number of trials at once, None for as many as fit. Connects to Ray; raises the ClusterError
-    of `Session.connect`.
+    `concurrent` is the space's number of trials at once, None for as many as fit. Connects to Ray; raises the
+    ClusterError of `Session.connect`.
     """
     # if a stopped trial has several workers, their resources are only freed if Ray has its dashboard
     session.connect(dashboard=session.recipe.cluster.student.bounds()[1] > 1)
     from raykd.cluster import resources
 
-    return resources.trials_at_once(session.recipe.cluster, wanted)
+    return resources.trials_at_once(session.recipe.cluster, concurrent)
 
 
 def trial_fit(stage: str, report: Report, checkpoint: Path | None) -> Callable[..., TrainingResult]:

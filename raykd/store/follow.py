@@ -1,4 +1,4 @@
-"""Looking up the rows of a store that may still be written."""
+"""Lookup of rows in a store that may still be written."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from raykd.store.store import Store
 
 PASS = "pass.json"  # beside a labelling's prompts: {"refused": keys as hex digits, "failed": a reason or None}
 POLL = 0.5  # seconds between looks at a store that is being written
-DECODED_SHARDS = 8  # that stay in memory while chunks are made of them
+DECODED_SHARDS = 8  # decoded shards that stay in memory
 
 
 class StoreIndex:
-    """Where the rows of a store are. With `follow` a lookup waits for rows while the store is written."""
+    """An index of a store's rows. With `follow`, a lookup waits for rows while the store is written."""
 
     def __init__(self, store: Store, follow: bool, pass_file: Path):
         """`pass_file` is the file PASS of the labelling pass that writes the store."""
         self.store, self.follow, self.pass_file = store, follow, pass_file
         self.shards: list[str] = []
         self.names = np.zeros(0, "S20")  # (key, sample) of every row as bytes, sorted
-        self.places = np.zeros((0, 2), np.int32)  # number of its shard, and its row there
+        self.places = np.zeros((0, 2), np.int32)  # for each name the number of its shard, and its row there
         self.decoded: dict[str, dict[str, list[Any] | Ragged]] = {}  # shard -> column -> cells
 
-    def lookup(self, wanted: np.ndarray, columns: list[str]) -> list[dict[str, Any] | None]:
-        """The columns of each row of `wanted`, an array of ROW; None for a row that the store does not hold.
+    def lookup(self, row_names: np.ndarray, columns: list[str]) -> list[dict[str, Any] | None]:
+        """The columns of each row of `row_names`, an array of ROW; None for a row that the store does not hold.
 
-        With `follow` it returns when the store holds all of them, or is closed, or the model has rejected what is
-        missing. Raises TrainingError where the pass has failed, StoreError for a damaged shard.
+        With `follow` it returns when the store holds all rows, or is closed, or the model has rejected the prompts of
+        the missing ones. Raises TrainingError if the pass has failed, StoreError for a damaged shard.
         """
-        names = wanted.view("S20")
+        names = row_names.view("S20")
         while True:
-            closed = not self.follow or self.store.closed  # asked before looking
+            closed = not self.follow or self.store.closed  # before the look: rows may land between the two
             self._add_new_shards()
             at = np.minimum(np.searchsorted(self.names, names), max(0, len(self.names) - 1))
             present = self.names[at] == names if len(self.names) else np.zeros(len(names), bool)
-            if closed or present.all() or self._all_rejected(wanted[~present]):
+            if closed or present.all() or self._all_rejected(row_names[~present]):
                 break
             time.sleep(POLL)
         rows: list[dict[str, Any] | None] = [None] * len(names)
@@ -56,7 +56,7 @@ class StoreIndex:
         return rows
 
     def _all_rejected(self, missing: np.ndarray) -> bool:
-        """Whether the model rejected the prompts of all these rows. Raises TrainingError where the pass has failed."""
+        """Whether the model rejected the prompts of all these rows. Raises TrainingError if the pass has failed."""
         text = remote.tail(self.pass_file, 0)
         state = json.loads(text) if text else {"refused": [], "failed": None}
         if state["failed"]:
@@ -65,19 +65,19 @@ class StoreIndex:
         return bool(np.isin(missing["key"], rejected).all())
 
     def _add_new_shards(self) -> None:
-        """Learn the rows of shards that have landed since the last call."""
-        known = set(self.shards)
-        new = [shard for shard in self.store.shards() if shard not in known]
-        if not new:
+        """Add the rows of shards that have landed since the last call."""
+        indexed = set(self.shards)
+        new_shards = [shard for shard in self.store.shards() if shard not in indexed]
+        if not new_shards:
             return
         names, places = [self.names], [self.places]
-        for shard in new:
+        for shard in new_shards:
             rows = read_names(self.store, shard)
             names.append(rows.view("S20"))
             places.append(np.stack([np.full(len(rows), len(self.shards)), np.arange(len(rows))], 1).astype(np.int32))
             self.shards.append(shard)
         all_names, all_places = np.concatenate(names), np.concatenate(places)
-        order = np.argsort(all_names, kind="stable")  # of a row in two shards the first counts
+        order = np.argsort(all_names, kind="stable")  # stable: if a row is in two shards, the first counts
         self.names, self.places = all_names[order], all_places[order]
 
     def _decoded_shard(self, shard: str, columns: list[str]) -> dict[str, list[Any] | Ragged]:

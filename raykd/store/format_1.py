@@ -24,14 +24,14 @@ def about_as_format_2(about: dict[str, Any]) -> dict[str, Any]:
 def migrate(store: Store, about: dict[str, Any]) -> None:
     """Bring a store to format 2; `about` is its store.json. A migration that was killed may be started again."""
     old_shards = store.shards(SHARD_1)
-    store.about = new = about_as_format_2(about)
+    store.about = about_2 = about_as_format_2(about)
     for shard in old_shards:
         with damage(store.shown(shard)):
             rows = pq.read_table(pa.BufferReader(store.fs.cat_file(store.shard_path(shard))))
             keys = pa.array([bytes.fromhex(key) for key in rows["key"].to_pylist()], pa.binary(16))
-            rows = rows.set_column(0, "key", keys).cast(shard_schema(payload_of(new)))
+            rows = rows.set_column(0, "key", keys).cast(shard_schema(payload_of(about_2)))
         write_shard(store, rows)
-    store.write_about(new["parts"], payload_of(new))
+    store.write_about(about_2["parts"], payload_of(about_2))
     store.close()
     for shard in old_shards:  # last: until here the store is still whole in its old form
         store.fs.rm_file(store.shard_path(shard))

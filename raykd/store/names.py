@@ -1,4 +1,4 @@
-"""Arithmetic on the names of rows: (key, sample) pairs as arrays of 20 bytes each."""
+"""Operations on the names of rows: arrays of (key, sample) pairs, 20 bytes each."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ def row_names(rows: pa.Table) -> np.ndarray:
 
 
 def new_rows(names: np.ndarray, seen: list[np.ndarray]) -> np.ndarray:
-    """(N,) bool: which rows are in no block of `seen`, and not the second of their name. Adds them to `seen`.
+    """(N,) bool: which names are new, neither in a block of `seen` nor a repetition among themselves.
 
-    Blocks are sorted, and joined when they are alike in size, so that there are few: 20 bytes per row.
+    The new names are added to `seen`, a list of sorted blocks. Blocks of similar size are joined, so that there are
+    few; they take 20 bytes per row.
     """
     names = names.view("S20")
     fresh = np.zeros(len(names), bool)
@@ -38,7 +39,7 @@ def new_rows(names: np.ndarray, seen: list[np.ndarray]) -> np.ndarray:
 
 
 def sample_spans(names: np.ndarray) -> np.ndarray:
-    """Rows as an array of SPAN: (key, start, stop) for each run of sample numbers without a gap."""
+    """An array of SPAN: (key, start, stop) for each run of a key's consecutive sample numbers."""
     names = np.sort(names.view("S20")).view(ROW)
     key, sample = names["key"], names["sample"]
     starts = np.ones(len(names), bool)

@@ -1,4 +1,4 @@
-"""Finding the store that serves a labelling, or making it."""
+"""Opens the store that a labelling can use, or makes a new one."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _MISSING = object()
 
 
 def open_store(folder: str | Path, parts: dict[str, Any], payload: Payload, path: str | Path | None = None) -> Store:
-    """The store at `path`, or the one below `folder` that serves; made if it is not there.
+    """The store at `path`, else the one below `folder` with these parts; a new store if there is none.
 
-    `parts` is all that decides a pseudo-target, as JSON can hold it. Rows that are written into the store must have
-    its `payload`, which may be richer than the one in the arguments. A store of format 1 at `path` is migrated. Raises
-    StoreError where the one at `path` was written with other parts or a poorer payload.
+    `parts` is all that decides a pseudo-target, as JSON values. Rows that are written into the store must have the
+    store's own `payload`, which may be richer than the requested one. A store of format 1 at `path` is migrated. Raises
+    StoreError if the store at `path` was written with other parts or a poorer payload.
     """
     parts = json.loads(json.dumps(parts))
     store = Store(path, payload) if path else _find(folder, parts, payload)
@@ -43,12 +43,12 @@ def open_store(folder: str | Path, parts: dict[str, Any], payload: Payload, path
 
 
 def store_name(parts: dict[str, Any], payload: Payload) -> str:
-    """The name of the folder of a new store."""
+    """The folder's name for a new store: a hash of format, parts and payload."""
     return fingerprint({"format": FORMAT, **parts, "payload": payload.model_dump(mode="json")})
 
 
 def _find(folder: str | Path, parts: dict[str, Any], payload: Payload) -> Store:
-    """The store below `folder` that serves; the one of this very payload, or else any; or the one to be made."""
+    """The store below `folder` with this payload, else any with a richer one, else the one that is to be made."""
     exact = Store(f"{folder}/{store_name(parts, payload)}", payload)
     if exact.read_json("store.json") is not None:
         return exact
@@ -63,7 +63,7 @@ def _find(folder: str | Path, parts: dict[str, Any], payload: Payload) -> Store:
 
 
 def _differences(about: dict[str, Any], parts: dict[str, Any], payload: Payload) -> list[str]:
-    """The reasons why a store does not serve, each as `name: its value, expected ...`."""
+    """The reasons why a store cannot be used, each as `name: its value, expected ...`; empty if it can."""
     lines = _different("", about["parts"], parts)
     if not payloads.serves(payload_of(about), payload):
         lines += [f"payload: {about['payload']}, expected {payload.model_dump(mode='json')} or richer"]

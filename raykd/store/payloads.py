@@ -1,4 +1,4 @@
-"""Payloads as columns: what the store keeps of a pseudo-target's distribution, in few bytes.
+"""Payloads as columns: the part of the teacher's distribution that a store keeps, in few bytes.
 
 top_k     top_ids list<int32> and top_logprobs list<halffloat>, both T * k long. Within a position ids rise and are
           kept as gaps (the first id, then differences), because small numbers compress
@@ -17,14 +17,14 @@ from raykd.engines.engine import PseudoTarget
 from raykd.recipe.generation import HiddenPayload, Payload, SampledPayload, TextPayload, TopKPayload
 from raykd.store.ragged import list_array, ragged
 
-# columns of a shard, by kind of payload: types of the lists' values
+# kind of payload -> its columns in a shard, with the types of the lists' values
 VALUES = {
     "text": {},
     "top_k": {"top_ids": pa.int32(), "top_logprobs": pa.float16()},
     "sampled": {"sampled_ids": pa.int32(), "sampled_counts": pa.uint8(), "sampled_lengths": pa.uint8()},
     "hidden": {"hidden": pa.float16()},
 }
-# columns that are needed to decode a column
+# column -> the columns that are needed to decode it
 NEEDS = {
     "top_ids": ["top_ids", "top_logprobs"],
     "top_logprobs": ["top_ids", "top_logprobs"],
@@ -36,12 +36,12 @@ LEAST = float(np.finfo(np.float16).min)
 def choose_payload(
     vocabulary: int, hidden: int, student_parameters: int, draws_serve: bool = True
 ) -> tuple[Payload, str]:
-    """The payload that `auto` stands for where a loss needs the teacher's distribution, and the reason in one sentence.
+    """The payload that `auto` stands for if a loss needs the teacher's distribution, and the reason in one sentence.
 
-    `vocabulary` and `hidden` are the sizes of the teacher's head. Exact forms win where they cost no more than the top
-    64: the whole distribution of a small vocabulary; hidden states of a narrow teacher, if its head (2 H V FLOP per
-    token) is below 5 % of the student's step (6 FLOP per parameter). Else draws, which are unbiased and smallest
-    (arXiv 2503.16870), where the losses can work with draws (`draws_serve`), and the top 64 where they cannot.
+    `vocabulary` and `hidden` are the sizes of the teacher's head. An exact form is taken if it costs no more than the
+    top 64: the whole distribution of a small vocabulary; hidden states of a narrow teacher, if its head (2 H V FLOP per
+    token) is below 5 % of the student's step (6 FLOP per parameter). Otherwise draws, which are unbiased and smallest
+    (arXiv 2503.16870), if the losses can work with draws (`draws_serve`), and the top 64 if they cannot.
     """
     if vocabulary <= 64:
         reason = f"top_k of {vocabulary}: that is the whole vocabulary, at {6 * vocabulary} bytes per token at most"
@@ -56,19 +56,19 @@ def choose_payload(
     return SampledPayload(kind="sampled"), f"sampled: unbiased and smallest; {sizes}; {cost}"
 
 
-def serves(stored: Payload, wanted: Payload) -> bool:
-    """Whether pseudo-targets with the payload `stored` can be read as pseudo-targets with the payload `wanted`."""
-    if isinstance(stored, TopKPayload) and isinstance(wanted, TopKPayload):
-        return stored.k >= wanted.k
-    if isinstance(stored, SampledPayload) and isinstance(wanted, SampledPayload):
-        return stored.draws == wanted.draws
-    if isinstance(stored, TextPayload) and isinstance(wanted, TextPayload):
-        return stored.logprobs or not wanted.logprobs
-    return wanted.kind in ("text", stored.kind)
+def serves(stored: Payload, requested: Payload) -> bool:
+    """Whether pseudo-targets with the payload `stored` can be read as pseudo-targets with the payload `requested`."""
+    if isinstance(stored, TopKPayload) and isinstance(requested, TopKPayload):
+        return stored.k >= requested.k
+    if isinstance(stored, SampledPayload) and isinstance(requested, SampledPayload):
+        return stored.draws == requested.draws
+    if isinstance(stored, TextPayload) and isinstance(requested, TextPayload):
+        return stored.logprobs or not requested.logprobs
+    return requested.kind in ("text", stored.kind)
 
 
 def encode(pseudo_targets: Sequence[PseudoTarget], payload: Payload) -> dict[str, pa.ListArray]:
-    """The columns of VALUES[payload.kind], one list per pseudo-target."""
+    """The columns of VALUES[payload.kind]; each has one list per pseudo-target."""
 
     def joined(name: str) -> tuple[np.ndarray, np.ndarray]:
         arrays = [np.asarray(pseudo_target.payload[name]) for pseudo_target in pseudo_targets]
@@ -81,8 +81,9 @@ def encode(pseudo_targets: Sequence[PseudoTarget], payload: Payload) -> dict[str
     if payload.kind == "top_k":
         (ids, sizes), (logprobs, _) = joined("top_ids"), joined("top_logprobs")
         halves = np.clip(logprobs, LEAST, 0).astype(np.float16).view(np.uint16)
-        both = np.sort(ids.astype(np.int64) << 16 | halves, axis=1)  # one sort of numbers: far faster than argsort
-        gaps, sorted_logprobs = np.diff(both >> 16, axis=1, prepend=0), both.astype(np.uint16).view(np.float16)
+        # id and log-probability packed in a number: one sort of numbers is far faster than argsort
+        packed = np.sort(ids.astype(np.int64) << 16 | halves, axis=1)
+        gaps, sorted_logprobs = np.diff(packed >> 16, axis=1, prepend=0), packed.astype(np.uint16).view(np.float16)
         return {
             "top_ids": column("top_ids", gaps, sizes),
             "top_logprobs": column("top_logprobs", sorted_logprobs, sizes),
@@ -100,22 +101,22 @@ def encode(pseudo_targets: Sequence[PseudoTarget], payload: Payload) -> dict[str
 
 
 def decode(rows: pa.Table, wanted: Payload) -> pa.Table:
-    """The rows with payload columns as the engine returned them, as flat lists; other columns stay as they are.
+    """The rows with their payload columns decoded to flat lists, as the engine returned them; others are unchanged.
 
-    top_ids list<int32> and top_logprobs list<float32> are most likely first and cut to the k of `wanted`; with a
-    vocabulary smaller than k they are as wide as it is. sampled_ids list<int32> are ids again. Columns that NEEDS
-    names must be among the rows' columns together.
+    top_ids list<int32> and top_logprobs list<float32> have the most likely token first, and are cut to the k of
+    `wanted`, or to the vocabulary if that is smaller. sampled_ids list<int32> become ids again. A column must come with
+    the columns that NEEDS names for it.
     """
     if "top_ids" in rows.column_names:
         width = int(rows.schema.metadata[b"width"])
         (gaps, offsets), (halves, _) = ragged(rows["top_ids"]), ragged(rows["top_logprobs"])
         k = min(width, wanted.k) if isinstance(wanted, TopKPayload) else width
         ids = np.cumsum(gaps.reshape(-1, width), axis=1, dtype=np.int64)
-        # bits of negative halves rise as they fall: sorted by them, the most likely is first
-        both = np.sort(halves.view(np.uint16).reshape(-1, width).astype(np.int64) << 32 | ids, axis=1)[:, :k]
-        logprobs = (both >> 32).astype(np.uint16).view(np.float16)
+        # the bits of a negative half are larger the lower it is, so the most likely token is sorted first
+        packed = np.sort(halves.view(np.uint16).reshape(-1, width).astype(np.int64) << 32 | ids, axis=1)[:, :k]
+        logprobs = (packed >> 32).astype(np.uint16).view(np.float16)
         sizes = np.diff(offsets) // width * k
-        rows = _replace(rows, "top_ids", list_array("top_ids", both & 0xFFFFFFFF, sizes, pa.int32()))
+        rows = _replace(rows, "top_ids", list_array("top_ids", packed & 0xFFFFFFFF, sizes, pa.int32()))
         rows = _replace(rows, "top_logprobs", list_array("top_logprobs", logprobs, sizes, pa.float32()))
     if "sampled_ids" in rows.column_names:
         (gaps, offsets), (lengths, _) = ragged(rows["sampled_ids"]), ragged(rows["sampled_lengths"])
@@ -126,7 +127,7 @@ def decode(rows: pa.Table, wanted: Payload) -> pa.Table:
 
 
 def faults(rows: pa.Table) -> list[str]:
-    """One line for each list column with a list whose length does not fit the tokens of its row; the first such row."""
+    """A line for each list column whose lists do not all fit the number of tokens; it names the first such row."""
     columns = {field.name: ragged(rows[field.name]) for field in rows.schema if pa.types.is_list(field.type)}
     sizes = {name: column.lengths() for name, column in columns.items()}
     tokens, lines = sizes["token_ids"], []
@@ -152,7 +153,7 @@ def faults(rows: pa.Table) -> list[str]:
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:
-    """Where the values of each position begin that has any."""
+    """The index of the first value of each position that has values."""
     ends = np.cumsum(lengths, dtype=np.int64)
     return (ends - lengths)[lengths > 0]
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from raykd.errors import StoreError
 
-MOST_VALUES = 2**31 - 1  # in one list column: Arrow's offsets are int32
+MOST_VALUES = 2**31 - 1  # values of a list column at most: Arrow's offsets are int32
 
 
 class Ragged(NamedTuple):
@@ -37,7 +37,7 @@ def ragged(column: pa.ChunkedArray) -> Ragged:
 def list_array(name: str, values: np.ndarray, lengths: np.ndarray, kind: pa.DataType) -> pa.ListArray:
     """Values as an Arrow array of lists of these lengths.
 
-    Raises StoreError above MOST_VALUES values; `name` is the column that it names.
+    Raises StoreError, with the column's `name`, for more than MOST_VALUES values.
     """
     if values.size > MOST_VALUES:
         raise StoreError(f"{values.size} values of {name} are too many for one shard: make shard_rows smaller")

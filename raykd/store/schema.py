@@ -1,4 +1,4 @@
-"""Columns of a shard, names of its file, and the form in which rows are named."""
+"""The columns of a shard, the pattern of its file's name, and the types of rows' names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPAN = np.dtype([("key", "S16"), ("start", ">i4"), ("stop", ">i4")])
 
 
 def shard_schema(payload: Payload) -> pa.Schema:
-    """Columns of a shard in a store of this payload."""
+    """The columns of a shard in a store with this payload."""
     columns = [
         ("key", pa.binary(16)),
         ("sample", pa.int32()),
@@ -34,14 +34,14 @@ def shard_schema(payload: Payload) -> pa.Schema:
 def shard_table(
     keys: list[bytes], samples: range, pseudo_targets: list[list[PseudoTarget]], payload: Payload
 ) -> pa.Table:
-    """Rows of `shard_schema(payload)`: for each key its pseudo-targets, which have these sample numbers in order.
+    """A table of `shard_schema(payload)`: for each key a row per pseudo-target, numbered by `samples` in order.
 
-    Raises ValueError where a key has more or fewer pseudo-targets than `samples`.
+    Raises ValueError if a key has more or fewer pseudo-targets than `samples`.
     """
-    for of_key in pseudo_targets:
-        if len(of_key) != len(samples):
-            raise ValueError(f"{len(of_key)} pseudo-targets for {len(samples)} samples")
-    rows = [pseudo_target for of_key in pseudo_targets for pseudo_target in of_key]
+    for key_samples in pseudo_targets:
+        if len(key_samples) != len(samples):
+            raise ValueError(f"{len(key_samples)} pseudo-targets for {len(samples)} samples")
+    rows = [pseudo_target for key_samples in pseudo_targets for pseudo_target in key_samples]
 
     def joined(name: str, kind: pa.DataType) -> pa.ListArray:
         arrays = [np.asarray(getattr(row, name), kind.to_pandas_dtype()) for row in rows]

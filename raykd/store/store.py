@@ -1,15 +1,15 @@
-"""The store of pseudo-targets: what a model wrote is kept, so that it never has to write it twice.
+"""The store of pseudo-targets: it keeps what a model wrote, so that the model never has to write it twice.
 
-    <store>/store.json        {"format", "parts", "payload"}: all that decides a pseudo-target, and what is kept of it
+    <store>/store.json        {"format", "parts", "payload"}: all that decides a pseudo-target, and its payload
     <store>/shards/<hash of its (key, sample) set>-<hash of its bytes>.parquet
                               rows of `schema.shard_schema`; a shard appears whole or not at all
-    <store>/closed.json       {"shards": {name: {"rows", "bytes"}}}; there while no pass writes
+    <store>/closed.json       {"shards": {name: {"rows", "bytes"}}}; exists while no pass writes
 
 A row is named by (key, sample): the hash of its rendered prompt and the number of the sample. The number of samples
-is no part of a store's name: more of them are more rows. Where two shards hold the same row, which only a lost race
-can do, the shard that comes first by name counts. A store is at any URL of fsspec, or in a local folder.
+is not part of a store's name: more samples are more rows. If two shards hold the same row, which happens only in a
+race of two passes, the shard whose name sorts first counts. A store is in a local folder or at any URL of fsspec.
 
-`open` finds or makes a store, `write` lands a shard, `read` and `follow` look rows up, `verify` looks for damage.
+`open` finds or makes a store, `write` adds a shard, `read` and `follow` look rows up, `verify` looks for damage.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from raykd.store.schema import FORMAT, SHARD
 
 
 class Store:
-    """The files of a store, and its state. Many may write into it at once, each its own shards. Can be pickled."""
+    """The files of a store, and its state. Many processes may write at once, each its own shards. Can be pickled."""
 
     def __init__(self, path: str | Path, wanted: Payload | None = None):
-        """`path` is a folder or URL. `wanted` is the payload to read; the store's own must serve it; None: its own."""
+        """`path` is a folder or URL. `wanted` is the payload to read, which the store's must serve; None: the same."""
         self.path = str(path).rstrip("/")
         self.fs, self.root = url_to_fs(self.path)
         self._wanted = wanted
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """The content of store.json. Raises StoreError where it is missing or of another format."""
+        """The content of store.json. Raises StoreError if it is missing or of another format."""
         about = self.read_json("store.json")
         if about is None:
             raise StoreError(f"{self.path}: no store there")
@@ -57,7 +57,7 @@ class Store:
 
     @property
     def payload(self) -> Payload:
-        """What the store keeps of each pseudo-target beside its text."""
+        """The payload of the store's pseudo-targets."""
         return payload_of(self.about)
 
     @property
@@ -66,19 +66,19 @@ class Store:
         return self._wanted or self.payload
 
     def write_about(self, parts: dict[str, Any], payload: Payload) -> None:
-        """Write store.json. Raises StoreError where that is not possible."""
+        """Write store.json. Raises StoreError if that fails."""
         about = {"format": FORMAT, "parts": parts, "payload": payload.model_dump(mode="json")}
         self.put("store.json", (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
 
     # -------------------------------------------------------------------------------- whether a pass writes
 
     def begin(self) -> None:
-        """Note that a pass writes: readers that follow wait for its rows."""
+        """Open the store for a pass: from now on, readers that follow wait for its rows."""
         with suppress(FileNotFoundError):
             self.fs.rm_file(f"{self.root}/closed.json")
 
     def close(self) -> None:
-        """Note that no pass writes: readers that follow do not wait any longer."""
+        """Close the store after a pass: readers that follow no longer wait."""
         shards = {name: {"rows": self.metadata(name).num_rows, "bytes": self.size(name)} for name in self.shards()}
         self.put("closed.json", json.dumps({"shards": shards}, indent=1).encode())
 
@@ -112,12 +112,12 @@ class Store:
         return self.fs.size(self.shard_path(shard))
 
     def metadata(self, shard: str) -> pq.FileMetaData:
-        """A shard's footer. Raises StoreError where it is damaged."""
+        """A shard's footer. Raises StoreError if the shard is damaged."""
         with damage(self.shown(shard)), self.fs.open(self.shard_path(shard), "rb") as file:
             return pq.read_metadata(file)
 
     def read_shard(self, shard: str, columns: list[str] | None = None) -> pa.Table:
-        """Columns of a shard as stored. Raises StoreError where its bytes are not those that its name promises."""
+        """Columns of a shard as stored, not decoded. Raises StoreError if its bytes do not fit the hash in its name."""
         with damage(self.shown(shard)):
             data = self.fs.cat_file(self.shard_path(shard))
             if hashlib.sha256(data).hexdigest()[:16] != shard[17:33]:
@@ -127,7 +127,7 @@ class Store:
     # ------------------------------------------------------------------------------------------------- files
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of the store; None where it is not there. Raises StoreError where it cannot be read."""
+        """The content of a JSON file of the store; None if there is none. Raises StoreError if it cannot be read."""
         try:
             content = json.loads(self.fs.cat_file(f"{self.root}/{name}"))
         except FileNotFoundError:
@@ -156,7 +156,7 @@ def payload_of(about: dict[str, Any]) -> Payload:
 
 
 def checked_format(path: str, about: dict[str, Any]) -> dict[str, Any]:
-    """The same content of a store.json. Raises StoreError where its format is not FORMAT."""
+    """Returns the content of a store.json unchanged. Raises StoreError if its format is not FORMAT."""
     if about.get("format") != FORMAT:
         raise StoreError(f"{path}: format {about.get('format')}, this raykd reads 1 and {FORMAT}")
     return about
@@ -164,7 +164,7 @@ def checked_format(path: str, about: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def damage(shard: str) -> Iterator[None]:
-    """Turns any error of pyarrow or the file system about a broken file into a StoreError of one line."""
+    """A context that turns errors of pyarrow and the file system about a broken file into a StoreError of one line."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -174,8 +174,8 @@ def damage(shard: str) -> Iterator[None]:
 def _native_buffer(data: bytes) -> pa.Buffer:
     """The same bytes in Arrow's own memory.
 
-    Arrow's threads let go of what they read some time after they have read it. If Python has ended by then, letting go
-    of bytes of its own aborts the process.
+    Arrow's threads release a buffer some time after they have read it. If Python has ended by then, releasing memory
+    that belongs to Python aborts the process.
     """
     buffer = pa.allocate_buffer(len(data))
     np.frombuffer(buffer, np.uint8)[:] = np.frombuffer(data, np.uint8)

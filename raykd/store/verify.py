@@ -1,4 +1,4 @@
-"""Looking after a store: damage, and size."""
+"""Checks of a store for damage, and a description of its content and size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from raykd.store.store import Store
 
 
 def verify_store(store: Store) -> list[str]:
-    """One line per damage; empty if the store is sound. Every byte is read."""
+    """A line for each damage; empty if the store is sound. Reads every byte."""
     try:
         schema, closed = shard_schema(store.payload), store.read_json("closed.json") or {"shards": {}}
     except StoreError as error:
@@ -40,9 +40,9 @@ def verify_store(store: Store) -> list[str]:
 
 
 def describe_store(store: Store) -> dict[str, Any]:
-    """The content of store.json, counts, and sizes in bytes as compressed; for `raykd store show`.
+    """The content of store.json, counts, and sizes in compressed bytes; for `raykd store show`.
 
-    Raises StoreError where there is no store or a shard is damaged.
+    Raises StoreError if there is no store or a shard is damaged.
     """
     tokens, rows, columns = 0, 0, dict.fromkeys(shard_schema(store.payload).names, 0)
     shards = store.shards()

@@ -1,4 +1,4 @@
-"""Landing shards in a store."""
+"""Writes shards into a store."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from raykd.store.store import Store
 
 
 def write_shard(store: Store, rows: pa.Table) -> None:
-    """Land one shard, whole or not at all; do nothing where a shard of the same (key, sample) set has landed.
+    """Write a shard, whole or not at all; does nothing if there is a shard of the same (key, sample) set.
 
-    `rows` is a table of `shard_schema(store.payload)`. Opens a closed store. Raises StoreError for rows of another
-    payload or with lists that do not fit, and for a full disk.
+    `rows` is a table of `shard_schema(store.payload)`. A closed store is opened. Raises StoreError for rows of another
+    payload, for lists whose lengths do not fit, and for a full disk.
     """
     if not rows.schema.equals(shard_schema(store.payload)):
         raise StoreError(f"{store.path}: its payload is {store.payload.kind}, not that of {rows.column_names}")

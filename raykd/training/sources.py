@@ -23,7 +23,7 @@ CHUNK = 1024  # rows of a chunk that comes from a file
 
 
 class Target(NamedTuple):
-    """A target as its source holds it: its text, or its token ids with what the store kept of them."""
+    """A target before encoding: its text, and if it is read from a store with a payload, its token ids and payload."""
 
     text: str
     ids: list[int] | np.ndarray | None = None
@@ -44,7 +44,7 @@ def read_file(source: FileSource) -> Iterator[list[Row]]:
     """The rows of a file, in chunks of CHUNK."""
 
     def group(line: dict[str, Any]) -> Any:
-        return line["input"] if line.get("pseudo_target") else object()  # which is equal to nothing else
+        return line["input"] if line.get("pseudo_target") else object()  # a group of its own
 
     with open(source.path, encoding="utf-8") as file:
         groups = (list(lines) for _, lines in itertools.groupby(map(json.loads, file), group))
@@ -59,9 +59,8 @@ def _file_target(line: dict[str, Any]) -> Target:
 def read_store(source: StoredSource) -> Iterator[list[Row]]:
     """The rows of a labelling, chunk by chunk in the order of the teacher pass.
 
-    A chunk comes as soon as the store holds every pseudo-target of it that it will ever hold. A row whose prompt the
-    teacher rejected has no target. Raises StoreError for a damaged shard, TrainingError where a pass that is followed
-    has failed.
+    A chunk is yielded as soon as no further pseudo-target of it will come. A row whose prompt the teacher rejected has
+    no target. Raises StoreError for a damaged shard, TrainingError if a followed pass has failed.
     """
     store = Store(source.store, source.payload)
     columns = ["text"] if source.payload is None else ["text", "token_ids", *PAYLOAD_COLUMNS[store.wanted.kind]]
@@ -72,10 +71,10 @@ def read_store(source: StoredSource) -> Iterator[list[Row]]:
             prompts = _read_prompts(file, rows)
             prompts = prompts.filter(pa.array(is_from(prompts["source"], source.sources)))
             keys = prompts["key"].to_pylist()
-            wanted = np.zeros(len(keys) * source.samples, ROW)
-            wanted["key"] = np.repeat(np.array(keys, "S16"), source.samples)
-            wanted["sample"] = np.tile(np.arange(source.samples), len(keys))
-            samples = index.lookup(wanted, columns)
+            row_names = np.zeros(len(keys) * source.samples, ROW)
+            row_names["key"] = np.repeat(np.array(keys, "S16"), source.samples)
+            row_names["sample"] = np.tile(np.arange(source.samples), len(keys))
+            samples = index.lookup(row_names, columns)
             chunk: list[Row] = []
             for at, (name, text) in enumerate(
                 zip(prompts["id"].to_pylist(), prompts["input"].to_pylist(), strict=True)
@@ -124,6 +123,6 @@ def chunks_of(source: StoredSource) -> list[range]:
     """
     with pq.ParquetFile(source.prompts) as file:
         batches = file.iter_batches(columns=["source"])
-        wanted = np.concatenate([is_from(batch["source"], source.sources) for batch in batches])
-    chunks = chunk_order(len(wanted), source.chunk, source.seed)
-    return [rows for rows in chunks if wanted[rows.start : rows.stop].any()]
+        is_read = np.concatenate([is_from(batch["source"], source.sources) for batch in batches])
+    chunks = chunk_order(len(is_read), source.chunk, source.seed)
+    return [rows for rows in chunks if is_read[rows.start : rows.stop].any()]
