@@ -76,7 +76,7 @@ def test_a_model_that_is_half_sent_is_not_taken(machines, bucket, monkeypatch):
     machines("two")
     two = remote.folder("s3://place/runs") / "a/distilled"
     remote.fetch(two)
-    train._trusted(two, 100)
+    train._remove_other_model(two, 100)
     assert (two / "model/model.safetensors").read_text() == "100"
 
     machines("one")
@@ -96,7 +96,7 @@ def test_a_model_that_is_half_sent_is_not_taken(machines, bucket, monkeypatch):
     machines("two")
     remote.fetch(two)
     assert (two / "model/config.json").read_text() == "of step 200"
-    train._trusted(two, 100)  # the checkpoint is the one before
+    train._remove_other_model(two, 100)  # the checkpoint is the one before
     assert not (two / "model").exists()
 
 
