@@ -1,4 +1,4 @@
-"""What is trained beside the method, to compare it with."""
+"""The section `arms`: further students, with which the method is compared."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class GoldOnly(Section):
 
     rows: Rows = Field(description="the gold pairs that it learns")
     learning_rates: list[float] = Field(
-        default=[], description="each is tried, and the best on data.dev counts; empty: the student's"
+        default=[], description="each is tried, and the best on data.dev is evaluated; empty: the student's"
     )
     settings: dict[str, Any] = Field(
-        default={}, description="changes of student.model.settings for this arm, where others suit it better: dropout"
+        default={}, description="changes to student.model.settings for this arm, for example another dropout"
     )
 
 

@@ -1,4 +1,4 @@
-"""Where things run, on how much of the cluster, and how many failures a run bears."""
+"""The section `cluster`: resources, numbers of actors and workers, and how many failures a run tolerates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Actors(Section):
     """The engines of a labelling pass. Each is in one actor, on one node."""
 
     replicas: int | tuple[int, int] = Field(
-        default=1, description="or [min, max]: starts with min (with 1 where min is 0), and grows while inputs wait"
+        default=1, description="a number, or [min, max]: starts with min (at least 1), and grows while inputs wait"
     )
     resources: dict[str, float] = Field(
         default={"CPU": 1}, description="Ray resources of a replica: CPU, GPU, custom ones"
@@ -43,10 +43,10 @@ class Workers(Section):
 
     workers: int | tuple[int, int] = Field(
         default=1,
-        description="per student; or [min, max]: at every start and restart as many as the cluster has room for",
+        description="workers per student; or [min, max]: at every start as many as the cluster has room for",
     )
     parallel: Literal["data", "fsdp"] = Field(
-        default="data", description="each worker has the whole student, or a shard of it (FSDP2)"
+        default="data", description="data: each worker has the whole student; fsdp: a shard of it (FSDP2)"
     )
     resources: dict[str, float] = Field(
         default={"CPU": 1}, description="Ray resources of a worker: CPU, GPU, custom ones"
@@ -54,7 +54,7 @@ class Workers(Section):
     threads: int | None = Field(default=None, ge=1, description="CPU threads per worker; default: the machine's share")
     max_failures: int = Field(default=3, ge=0, description="how many workers may be lost before the run fails")
     storage: str | None = Field(
-        default=None, description="folder of checkpoints, or a URL, that all nodes reach; default: the run folder"
+        default=None, description="folder or URL for checkpoints that all nodes can reach; default: the run folder"
     )
 
     @model_validator(mode="after")
@@ -70,7 +70,7 @@ class Workers(Section):
 
 
 class Cluster(Section):
-    """Where things run. A change of this section does not change what a run computes."""
+    """The resources of a run. A change of this section does not change what a run computes."""
 
     teacher: Actors = Actors()
     student: Workers = Workers()

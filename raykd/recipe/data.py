@@ -1,4 +1,4 @@
-"""Where rows come from: files, data sets, functions; and what a run does with each set of rows."""
+"""The section `data`: sources of rows (files, data sets, functions), and the sets of rows of a run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ class Columns(Section):
     """The names of the columns."""
 
     input: str = "input"
-    target: str | None = Field(default=None, description="the gold target; leave out where there is none")
-    references: str | None = Field(
-        default=None, description="a list of further targets that are right as well, for scoring only"
-    )
+    target: str | None = Field(default=None, description="the gold target; leave it out if there is none")
+    references: str | None = Field(default=None, description="a list of further correct targets, for scoring only")
     id: str | None = Field(default=None, description="the name of the row; default: its place in the file")
 
 
@@ -26,7 +24,7 @@ class FileRows(Section):
     kind: Literal["jsonl", "csv", "parquet"]
     path: str
     columns: Columns = Columns()
-    limit: int | None = Field(default=None, ge=1, description="the first so many rows only")
+    limit: int | None = Field(default=None, ge=1, description="use only this many rows, the first ones")
 
 
 class DatasetRows(Section):
@@ -37,7 +35,7 @@ class DatasetRows(Section):
     config: str | None = None
     split: str = "train"
     columns: Columns = Columns()
-    limit: int | None = Field(default=None, ge=1, description="the first so many rows only")
+    limit: int | None = Field(default=None, ge=1, description="use only this many rows, the first ones")
 
 
 class FunctionRows(Section):
@@ -46,14 +44,14 @@ class FunctionRows(Section):
     kind: Literal["function"]
     function: str = Field(pattern=r"^[\w.]+:\w+$")
     arguments: dict[str, Any] = {}
-    limit: int | None = Field(default=None, ge=1, description="the first so many rows only")
+    limit: int | None = Field(default=None, ge=1, description="use only this many rows, the first ones")
 
 
 Rows = Annotated[FileRows | DatasetRows | FunctionRows, Field(discriminator="kind")]
 
 
 class Data(Section):
-    """The sets of rows of a run, and how many bad rows it bears."""
+    """The sets of rows of a run, and how many bad rows it tolerates."""
 
     unlabelled: Rows = Field(description="inputs that the teacher labels; a target column is for the report only")
     gold: Rows | None = Field(
@@ -65,6 +63,6 @@ class Data(Section):
     )
     test: Rows | None = Field(default=None, description="gold pairs that every arm is scored on")
     max_bad_rows: int = Field(
-        default=0, ge=0, description="how many bad rows are left out, and reported, before the run is refused"
+        default=0, ge=0, description="how many bad rows are left out and reported; one more ends the run"
     )
     licence: str = "not stated"

@@ -1,4 +1,4 @@
-"""How a model writes texts: its engine, its decoding, and what is recorded of each token."""
+"""How a model writes texts: the sections of its engine, its decoding, and the payload recorded for each token."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TransformersEngine(Section):
     batch_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="padded tokens of a batch, prompts and pseudo-targets together; default: the largest useful one",
+        description="padded tokens of a batch, prompts and pseudo-targets together; default: found while it runs",
     )
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -48,7 +48,7 @@ class EndpointEngine(Section):
     kind: Literal["endpoint"]
     url: str = Field(pattern=r"^https?://[^@]+$", description="its address, up to and including /v1")
     api_key_env: str | None = Field(
-        default=None, pattern=r"^[A-Za-z_]\w*$", description="the environment variable that holds the key"
+        default=None, pattern=r"^[A-Za-z_]\w*$", description="name of the environment variable that holds the key"
     )
     concurrency: int = Field(default=16, ge=1, le=1000, description="requests that each replica has open at a time")
     requests_per_minute: float | None = Field(
@@ -57,7 +57,7 @@ class EndpointEngine(Section):
     retries: int = Field(
         default=12,
         ge=0,
-        description="how often a request is sent again before the pass stops; pauses grow: 12 retries take a minute",
+        description="how often a request is repeated before the pass stops; pauses grow, so 12 retries take a minute",
     )
     timeout_seconds: float = Field(default=120, gt=0, description="how long a response may take")
     price: Price | None = None
@@ -75,7 +75,7 @@ class Sampling(Section):
         default=1.0, gt=0, le=1, description="sample from the likeliest tokens of this total probability"
     )
     top_k: int = Field(default=0, ge=0, description="sample from the k likeliest tokens; 0: from all")
-    max_tokens: int = Field(default=128, ge=1, description="length of a pseudo-target, at most")
+    max_tokens: int = Field(default=128, ge=1, description="maximum length of a pseudo-target")
     seeded: bool = Field(
         default=False,
         description="a sample depends on the recipe's seed, its prompt and its number alone, not on its batch (vLLM)",
@@ -106,7 +106,7 @@ class TextPayload(Section):
     kind: Literal["text"]
     logprobs: bool = Field(
         default=True,
-        description="of each token as well; the transformers engine needs a second pass over its texts for them",
+        description="log-probabilities of the tokens as well; the transformers engine needs a second pass for them",
     )
 
 
@@ -121,7 +121,7 @@ class SampledPayload(Section):
     """Texts, log-probabilities, and tokens drawn at each position (random-sampling KD, arXiv 2503.16870)."""
 
     kind: Literal["sampled"]
-    draws: int = Field(default=50, ge=1, le=255, description="per position; about a dozen of them differ")
+    draws: int = Field(default=50, ge=1, le=255, description="tokens drawn per position; about a dozen of them differ")
 
 
 class HiddenPayload(Section):
@@ -131,7 +131,7 @@ class HiddenPayload(Section):
 
 
 class AutoPayload(Section):
-    """The cheapest payload that the losses can use; the report says which it is, and why."""
+    """The cheapest payload that the losses can use; the report names it, with the reason."""
 
     kind: Literal["auto"]
 

@@ -1,7 +1,6 @@
-"""The losses that a recipe may name, and the section of one of them. Nothing here needs torch.
+"""The losses that a recipe may name, and the section of a loss. Nothing here needs torch.
 
-A test holds that the names here and what is said about them are those of `raykd.losses.kinds.LOSSES`, which computes
-them.
+`raykd.losses.kinds.LOSSES` computes the losses; a test compares its names and properties with those here.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from raykd.recipe.section import Section
 
 
 class LossKind(NamedTuple):
-    """What a recipe has to know about a loss."""
+    """The properties of a loss that recipes are checked against."""
 
     teacher: bool = True  # compares the student with its teacher's outputs
     regression: bool = False  # is for predicted numbers; every other is for logits
@@ -38,11 +37,11 @@ LOSSES = {
     "mse": LossKind(teacher=False, regression=True),
     "teacher_mse": LossKind(regression=True),
 }
-USERS_OWN = LossKind(teacher=False)  # a function of a user's, module:function
+USERS_OWN = LossKind(teacher=False)  # a user's own function, module:function
 
 
 class Loss(Section):
-    """A term of the training loss: its weight, and what `raykd.losses.kinds.TokenLoss` lets one choose."""
+    """A term of the training loss: its weight, and the settings of `raykd.losses.kinds.TokenLoss`."""
 
     weight: float = Field(default=1.0, ge=0)
     temperature: float = Field(default=1.0, gt=0, description="divides the logits of student and teacher")
@@ -50,10 +49,10 @@ class Loss(Section):
         default=None, description="multiply by the temperature squared; default: as the loss's paper has it"
     )
     easy_weight: float | None = Field(
-        default=None, ge=0, le=1, description="of atkd only: the easy group's share of the loss; default: 0.2"
+        default=None, ge=0, le=1, description="for atkd only: the easy tokens' share of the loss; default: 0.2"
     )
     hard_share: float | None = Field(
-        default=None, gt=0, lt=1, description="of atkd only: the share of tokens that is hard; default: 0.5"
+        default=None, gt=0, lt=1, description="for atkd only: the share of tokens that are hard; default: 0.5"
     )
     options: dict[str, Any] = Field(
         default={}, description="arguments of the loss's function in raykd.losses.divergences"

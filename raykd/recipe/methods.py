@@ -20,7 +20,7 @@ class Distill(Section):
 
 
 class ConsistencyFilter(Section):
-    """Filter new pseudo-targets by how well they agree with those of the round before, which are taken as right."""
+    """Filter new pseudo-targets by their agreement with those of the previous round, which serve as references."""
 
     metric: str = Field(description="a name in raykd.metrics.METRICS, or module:function; higher must be better")
     at_least: float | None = Field(default=None, description="pseudo-targets with a lower score are dropped")
@@ -31,7 +31,7 @@ class Mckd(Section):
 
     kind: Literal["mckd"]
     partitions: int = Field(default=2, ge=2)
-    stages: int = Field(default=2, ge=2, description="of students: those of stages - 1 rounds, then the final student")
+    stages: int = Field(default=2, ge=2, description="stages of students: stages - 1 rounds, then the final student")
     shares: list[float] | None = Field(
         default=None, description="the share of the inputs that each partition gets; default: equal shares"
     )

@@ -1,4 +1,4 @@
-"""Which models and tokenizers a recipe names, and what happens to their weights."""
+"""The sections of models and tokenizers: where they come from, and how their weights are changed."""
 
 from __future__ import annotations
 
@@ -47,12 +47,14 @@ class Pruned(Section):
 
     kind: Literal["pruned"]
     path: str = Field(description="the larger model: a Hugging Face folder or hub name")
-    layers: list[int] | None = Field(default=None, description="which stay, of a decoder-only or encoder-only model")
+    layers: list[int] | None = Field(
+        default=None, description="the layers to keep, for a decoder-only or encoder-only model"
+    )
     encoder_layers: list[int] | None = Field(
-        default=None, description="which stay, of an encoder-decoder; default: all"
+        default=None, description="the layers to keep, for an encoder-decoder; default: all"
     )
     decoder_layers: list[int] | None = Field(
-        default=None, description="which stay, of an encoder-decoder; default: all"
+        default=None, description="the layers to keep, for an encoder-decoder; default: all"
     )
 
     @model_validator(mode="after")
@@ -89,7 +91,9 @@ class Lora(Section):
     rank: int = Field(default=16, ge=1)
     alpha: int = Field(default=32, ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    modules: list[str] | Literal["all-linear"] = Field(default="all-linear", description="the ends of layers' names")
+    modules: list[str] | Literal["all-linear"] = Field(
+        default="all-linear", description="the layers that get adapters, by the ends of their names"
+    )
 
 
 class Push(Section):

@@ -1,4 +1,4 @@
-"""How the text that a model reads is written around an input."""
+"""The sections of prompts: the text that a model reads for an input."""
 
 from __future__ import annotations
 

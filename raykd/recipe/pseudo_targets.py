@@ -1,4 +1,4 @@
-"""Which pseudo-targets a student learns."""
+"""The section `pseudo_targets`: which pseudo-targets a student learns."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ class PseudoTargetRules(Section):
 
     format: str = Field(
         default="text",
-        description="a name in raykd.data.tasks.formats.FORMATS, labels (those of the student), or module:name",
+        description="a name in raykd.data.tasks.formats.FORMATS, labels (student.labels), or module:name",
     )
     invalid: Literal["keep", "drop", "repair"] = Field(
-        default="keep", description="what happens to a pseudo-target that is not of the format; all are counted"
+        default="keep",
+        description="what happens to a pseudo-target without the format; all such ones are counted",
     )
     retries: int = Field(
-        default=0, ge=0, description="how often the teacher writes another one after one that is not of the format"
+        default=0,
+        ge=0,
+        description="how often the teacher labels an input again if none of its samples has the format",
     )
     retry_temperature: float = Field(default=0.7, gt=0, description="sampling temperature of retries")
     vote: bool = Field(
@@ -37,5 +40,5 @@ class PseudoTargetRules(Section):
         return self
 
     def selects(self) -> bool:
-        """Whether some pseudo-targets are learned otherwise than the teacher wrote them, or not at all."""
+        """Whether these rules change or drop pseudo-targets before a student learns them."""
         return self.vote or self.retries > 0 or self.invalid != "keep"

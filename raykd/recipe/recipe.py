@@ -34,11 +34,13 @@ class Recipe(Section):
     pseudo_targets: PseudoTargetRules = PseudoTargetRules()
     arms: Arms = Arms()
     metrics: list[str] = Field(
-        default=[], description="what every arm is scored by: names in raykd.metrics.METRICS, or module:function"
+        default=[],
+        description="metrics that score every arm: names in raykd.metrics.METRICS, or module:function",
     )
     cluster: Cluster = Cluster()
     trackers: list[Tracker] = Field(
-        default=[], description="where trainings log to, beside log.jsonl and TensorBoard; changes no result"
+        default=[],
+        description="trackers beside log.jsonl and TensorBoard that trainings log to; changes no result",
     )
 
     @model_validator(mode="after")

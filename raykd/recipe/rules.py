@@ -75,8 +75,8 @@ def losses_are_of_the_task(recipe: Recipe) -> None:
         for loss in training.losses:
             if LOSSES.get(loss, USERS_OWN).regression != regression:
                 numbers = " and ".join(name for name, kind in LOSSES.items() if kind.regression)
-                known = numbers if regression else "those on logits"
-                raise ValueError(f"{name.partition('.')[0]}: losses of a {role.task} are {known}, found {loss}")
+                expected = numbers if regression else "those on logits"
+                raise ValueError(f"{name.partition('.')[0]}: losses of a {role.task} are {expected}, found {loss}")
 
 
 def a_task_head_is_taught_in_process(recipe: Recipe) -> None:

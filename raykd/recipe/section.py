@@ -1,4 +1,4 @@
-"""What every section of a recipe is made of."""
+"""The base class of all sections of a recipe."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     def is_default(self, field: str) -> bool:
-        """Whether a field that has a default has this value. A recipe that was written out holds all defaults."""
+        """Whether a field has its default value; it may have been set to it, as in a recipe that raykd wrote."""
         return getattr(self, field) == type(self).model_fields[field].default

@@ -1,4 +1,4 @@
-"""Where trainings log to, beside their log.jsonl and TensorBoard."""
+"""The section `trackers`: where trainings log to, beside their log.jsonl and TensorBoard."""
 
 from __future__ import annotations
 

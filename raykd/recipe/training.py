@@ -1,4 +1,4 @@
-"""How a model is trained: its losses, which targets it learns, where its teacher's outputs come from."""
+"""How a model is trained: its losses, the targets that it learns, the source of its teacher's outputs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PseudoTargets(Section):
     kind: Literal["pseudo_targets"]
     samples: Literal["rotate", "all"] = Field(
         default="rotate",
-        description="where an input has several: in each epoch the next one (KD4Gen), or all of them as examples",
+        description="for several samples of an input: rotate: each epoch the next one (KD4Gen); all: every epoch all",
     )
 
 
@@ -43,7 +43,7 @@ class Mixture(Section):
     )
     by: Literal["request", "ratio"] = Field(
         default="request",
-        description="each input draws by itself with this probability, or exactly this share of the inputs is drawn",
+        description="request: each input is drawn with this probability; ratio: exactly this share of inputs is drawn",
     )
 
 
@@ -56,8 +56,8 @@ class StoredOutputs(Section):
     kind: Literal["store"]
     tail: Literal["bucket", "renormalise", "refuse"] = Field(
         default="bucket",
-        description="what becomes of the probability outside a stored top-k: one bucket for all other tokens, spread "
-        "over the top-k, or an error",
+        description="the probability outside a stored top-k: bucket: one event for all other tokens; renormalise: "
+        "spread over the top-k; refuse: an error",
     )
 
 
@@ -74,7 +74,7 @@ class RemoteOutputs(Section):
     kind: Literal["remote"]
     k: int = Field(default=64, ge=1, description="most likely tokens per position")
     dtype: Literal["float32", "bfloat16", "float64"] = "bfloat16"
-    tail: Literal["bucket", "renormalise", "refuse"] = Field(default="bucket", description="as of kind store")
+    tail: Literal["bucket", "renormalise", "refuse"] = Field(default="bucket", description="as in kind store")
 
 
 OutputsSource = Annotated[StoredOutputs | InProcessOutputs | RemoteOutputs, Field(discriminator="kind")]
@@ -95,50 +95,54 @@ class Training(Section):
     losses: dict[str, Loss] = Field(
         default={"cross_entropy": Loss()},
         min_length=1,
-        description="by name, or module:function: (student_NV, targets_N) -> values_N, of log-probabilities",
+        description="by name; or module:function, a function of log-probabilities: (student_NV, targets_N) -> values_N",
     )
     reduction: Literal["tokens", "sequences"] = Field(
         default="tokens",
-        description="a term is the mean over tokens, or the mean over sequences of their means over tokens (KD4Gen)",
+        description="tokens: a term is a mean over tokens; sequences: over sequences, of their token means (KD4Gen)",
     )
     sequences: Sequences = PseudoTargets(kind="pseudo_targets")
     teacher: OutputsSource = StoredOutputs(kind="store")
     schedule: str = Field(default="linear", description="a name of `transformers.get_scheduler`")
     schedule_options: dict[str, Any] = Field(default={}, description="passed to `get_scheduler` as they are")
-    warmup_ratio: float = Field(default=0.1, ge=0, le=1, description="share of all steps")
-    weight_decay: float = Field(default=0.01, ge=0, description="of matrices that belong to no norm")
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1, description="share of the steps in which the rate rises")
+    weight_decay: float = Field(default=0.01, ge=0, description="weight decay of AdamW; vectors and norms have none")
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_input_tokens: int = Field(default=512, ge=1, description="an input that is longer is a bad row")
     max_target_tokens: int = Field(default=128, ge=1, description="a target that is longer: see long_targets")
     long_targets: Literal["refuse", "cut"] = Field(
         default="refuse",
-        description="a target that is too long is a bad row, or is cut and then has no end token; both are counted",
+        description="a target that is too long: refuse: a bad row; cut: shortened, without end token; both are counted",
     )
     empty_targets: Literal["refuse", "keep"] = Field(
         default="keep",
-        description="an empty pseudo-target is a bad row, or is learned: the model writes nothing; both are counted",
+        description="an empty pseudo-target: refuse: a bad row; keep: the model learns to be silent; both are counted",
     )
     evaluate_every: float = Field(
         default=200, gt=0, description="steps or epochs (evaluate_unit) between two evaluations and checkpoints"
     )
     evaluate_unit: Literal["steps", "epochs"] = "steps"
     dev_metrics: list[str] = Field(
-        default=[], description="metrics (as the recipe's) of greedy predictions for the dev rows"
+        default=[], description="metrics of greedy predictions for the dev rows, named as in the recipe's metrics"
     )
-    dev_prediction_rows: int = Field(default=256, ge=1, description="the first dev rows, which dev_metrics are of")
-    dev_prediction_tokens: int = Field(default=64, ge=1, description="of a prediction for a dev row, at most")
+    dev_prediction_rows: int = Field(
+        default=256, ge=1, description="how many of the dev rows, from the first, dev_metrics use"
+    )
+    dev_prediction_tokens: int = Field(default=64, ge=1, description="maximum length of a prediction for a dev row")
     choose_by: str = Field(
-        default="dev_loss", description="dev_loss, or one of dev_metrics: the best checkpoint by this is the model"
+        default="dev_loss", description="dev_loss, or one of dev_metrics, by which the best checkpoint is selected"
     )
     patience: int | None = Field(
-        default=None, ge=1, description="stop after so many evaluations in a row that are no better than the best"
+        default=None, ge=1, description="stop after this many evaluations in a row that are not better than the best"
     )
     holdout: float = Field(
-        default=0.05, gt=0, lt=0.5, description="share of the rows that are held out as dev rows, where there are none"
+        default=0.05, gt=0, lt=0.5, description="share of the rows held out as dev rows if the training has no dev rows"
     )
-    keep_checkpoints: int = Field(default=1, ge=1, description="the last ones; the best model is always kept")
+    keep_checkpoints: int = Field(
+        default=1, ge=1, description="number of last checkpoints to keep; the best model is always kept"
+    )
     precision: Literal["float32", "bfloat16", "float64"] = Field(
-        default="float32", description="bfloat16 is of activations: weights stay in float32"
+        default="float32", description="bfloat16: activations alone, weights stay in float32"
     )
     gradient_checkpointing: bool = Field(default=False, description="compute activations twice instead of keeping them")
     compile: bool = Field(default=False, description="torch.compile of each block")
