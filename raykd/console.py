@@ -116,17 +116,17 @@ class Console:
 
     def _lines(self, name: str, total: int | None, unit: str) -> Callable[..., None]:
         """A bar's `update` for a log file: a line now and then."""
-        begun, first, shown = 0.0, -1, 0.0  # the time and `done` of the first call; the time of the last line
+        started, first, shown = 0.0, -1, 0.0  # the time and `done` of the first call; the time of the last line
 
         def update(done: int, note: str = "") -> None:
-            nonlocal begun, first, shown
+            nonlocal started, first, shown
             now = time.monotonic()
-            if first < 0:  # what came before this, starting up or an earlier run, is not its rate
-                begun, first = now, done
-            if now - shown < self.every or now - begun < 1:  # a rate over less than a second says nothing
+            if first < 0:  # rows of an earlier run, and the time to start up, do not count for the rate
+                started, first = now, done
+            if now - shown < self.every or now - started < 1:  # a rate over less than a second says nothing
                 return
             shown = now
-            rate = (done - first) / (now - begun)
+            rate = (done - first) / (now - started)
             parts = [
                 f"{name}: {done} {unit}" if total is None else f"{name}: {done}/{total} {unit}",
                 f"{rate:.1f} {unit}/s",

@@ -1,4 +1,4 @@
-"""Batches of a token budget: fixed, or found by doubling it while batches get faster."""
+"""Batches of a token budget, which is fixed, or doubled as long as batches get faster."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Budget:
             self.tokens, self.growing = self.tokens // 2, False
 
     def shrink(self, size: int) -> None:
-        """After a batch of `size` padded tokens did not fit into memory: half of it, for good."""
+        """Halve the budget for good, because a batch of `size` padded tokens did not fit into memory."""
         self.tokens, self.growing = max(1, min(self.tokens, size) // 2), False
 
 
@@ -52,18 +52,18 @@ def in_batches(sizes: list[int], budget: Budget, batch: Callable[[list[int]], li
     while start < len(order):
         rows = order[start : start + max(1, budget.tokens // sizes[order[start]])]
         size = sizes[order[start]] * len(rows)
-        began, of_rows = time.perf_counter(), None
+        began, row_results = time.perf_counter(), None
         try:
-            of_rows = batch(rows)
+            row_results = batch(rows)
         except torch.cuda.OutOfMemoryError:
             if len(rows) == 1:
                 raise EngineError(f"one row of {size} tokens does not fit into the GPU's memory") from None
-        if of_rows is None:  # out of the except clause, whose traceback keeps the batch's tensors alive
+        if row_results is None:  # outside the except clause, whose traceback keeps the batch's tensors alive
             budget.shrink(size)
             torch.cuda.empty_cache()
             continue
         budget.learn(size, time.perf_counter() - began)
-        for row, result in zip(rows, of_rows, strict=True):
+        for row, result in zip(rows, row_results, strict=True):
             results[row] = result
         start += len(rows)
     return results

@@ -84,7 +84,7 @@ class EndpointEngine:
     # ------------------------------------------------------------------------------------------- the thread
 
     def _wait(self, work: Coroutine) -> Any:
-        """The result of `work` in the thread; work is cancelled where the wait for it ends early."""
+        """The result of `work`, which runs in the thread; it is cancelled if the wait ends early."""
         with self.closing:
             if self.closed:
                 work.close()
@@ -183,7 +183,7 @@ class EndpointEngine:
         return pseudo_targets
 
     def _retried(self, error: Any) -> str:
-        """How often the client repeated the request, for a message; empty for an error that it does not repeat."""
+        """The number of retries as part of a message; empty for an error after which the client does not retry."""
         status = getattr(error, "status_code", 500)
         return f" (after {self.spec.retries} retries)" if status in (408, 409, 429) or status >= 500 else ""
 

@@ -1,7 +1,7 @@
 """Engines: prompts in, pseudo-targets out.
 
-An engine is opened once and held by an actor. `generate` returns, for every prompt in order, its samples or one
-`Rejected`; `score` reads given targets instead of writing its own; `close` releases the model and its processes.
+An actor opens an engine once and keeps it. `generate` returns for every prompt, in order, its samples or one
+`Rejected`; `score` reads targets instead of writing its own; `close` releases the model and its processes.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class PseudoTarget(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """Why a prompt has no pseudo-target."""
+    """A prompt that the model does not accept, with the reason."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What an engine is opened with: its kind, the model's folder, how to decode, what to record, seed, CPU threads."""
+    """The configuration of an engine: its kind, the model's folder, decoding, payload, seed and CPU threads."""
 
     engine: EngineSpec
     model: str
@@ -63,13 +63,13 @@ class Engine(Protocol):
     ) -> list[list[PseudoTarget] | Rejected]:
         """Samples number samples.start to samples.stop - 1 of each prompt.
 
-        With seeds, one per prompt, sample i comes from the seed of its prompt plus i alone. Raises EngineDead where
-        the engine died or hangs; it must be opened again then.
+        With seeds, one per prompt, sample i depends only on the seed of its prompt plus i. Raises EngineDead if the
+        engine died or hangs; it must then be opened again.
         """
         ...
 
     def score(self, prompts: list[str], targets: list[str]) -> list[PseudoTarget | Rejected]:
-        """Each target as the pseudo-target of its prompt: tokens as in training, log-probabilities and payload."""
+        """Each target as its prompt's pseudo-target: tokens as in training, log-probabilities and payload."""
         ...
 
     def close(self) -> None: ...
@@ -103,7 +103,7 @@ def open_engine(config: EngineConfig) -> Engine:
 
 
 def text_only(text: str, finish_reason: str = "stop") -> PseudoTarget:
-    """A pseudo-target of which nothing but the text is known."""
+    """A pseudo-target with nothing but its text."""
     return PseudoTarget(
         text=text,
         token_ids=np.zeros(0, np.int32),
@@ -113,17 +113,17 @@ def text_only(text: str, finish_reason: str = "stop") -> PseudoTarget:
 
 
 def reject(prompt_tokens: int, output: str, output_tokens: int, context: int, encoder: bool = False) -> Rejected | None:
-    """Why the model cannot read a prompt of so many tokens and then `output_tokens`; None where it can.
+    """A `Rejected` if prompt and output do not fit into the model's context, or the prompt is empty; else None.
 
-    `output` names the output tokens in the message. The context is in tokens. `encoder`: of an encoder-decoder, where
-    prompt and output have positions of their own and a prompt ends with an end token.
+    All counts are in tokens; `output` names the output in the message. `encoder` is for an encoder-decoder, in which
+    prompt and output have positions of their own, and a prompt ends with an end token.
     """
     if prompt_tokens == encoder:
         return Rejected("the prompt has no tokens")
     longest = max(prompt_tokens, output_tokens) if encoder else prompt_tokens + output_tokens
     if longest <= context:
         return None
-    both = "or" if encoder else "+"
+    joined = "or" if encoder else "+"
     return Rejected(
-        f"prompt of {prompt_tokens} tokens {both} {output} {output_tokens} > the model's context of {context}"
+        f"prompt of {prompt_tokens} tokens {joined} {output} {output_tokens} > the model's context of {context}"
     )

@@ -1,4 +1,4 @@
-"""A double that writes what a function returns: for tests, and for measuring the machinery alone."""
+"""A test double that writes a function's results; also for measuring the machinery without a model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ScriptedEngine:
         return [text_only(target) for target in targets]
 
     def close(self) -> None:
-        """Nothing is to be released."""
+        """Does nothing: there is nothing to release."""
 
 
 def echo(prompt: str, sample: int) -> str:

@@ -343,12 +343,12 @@ class VllmEngine:
 
 
 def _option_error(error: Exception, options: dict[str, Any], function: type) -> str:
-    """Why a function refuses options: the first that it does not have, with the nearest name, or else the error."""
+    """The reason why a function refuses options: the first unknown one, with the nearest name, else the error."""
     import inspect
 
-    known = inspect.signature(function).parameters
+    parameters = inspect.signature(function).parameters
     for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+        if name not in parameters:
+            near = difflib.get_close_matches(name, parameters, n=1)
             return f"{name}: unknown{near and f'; did you mean {near[0]}?' or ''}"
     return str(error).splitlines()[0]

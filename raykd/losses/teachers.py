@@ -76,30 +76,30 @@ def dense(
     return Events(student, teacher, labels_N)
 
 
-def top_k(logits_NV: torch.Tensor, known: TopK, labels_N: torch.Tensor, temperature: float, target: bool) -> Events:
+def top_k(logits_NV: torch.Tensor, outputs: TopK, labels_N: torch.Tensor, temperature: float, target: bool) -> Events:
     """The teacher's k tokens are events, and the rest together is one; `target` makes the label one of the k.
 
     Raises ValueError for a label outside the k whose log-probability is not known, and for a tail that is refused.
     """
-    ids, teacher = known.ids.long(), wide(known.logprobs.detach()).to(logits_NV.dtype)
+    ids, teacher = outputs.ids.long(), wide(outputs.logprobs.detach()).to(logits_NV.dtype)
     at = ids == labels_N[:, None]
     if target:
         missing = ~at.any(1)
-        if known.target_logprobs is None and missing.any():
+        if outputs.target_logprobs is None and missing.any():
             raise ValueError(
                 f"{int(missing.sum())} of {len(ids)} targets are not among the teacher's top {ids.shape[1]}: "
                 "give target_logprobs, or a loss that needs no target"
             )
-        if known.target_logprobs is not None:
+        if outputs.target_logprobs is not None:
             last = torch.where(missing, labels_N, ids[:, -1])[:, None]
-            logprob = torch.where(missing, known.target_logprobs.to(teacher.dtype), teacher[:, -1])[:, None]
+            logprob = torch.where(missing, outputs.target_logprobs.to(teacher.dtype), teacher[:, -1])[:, None]
             ids, teacher = torch.cat([ids[:, :-1], last], 1), torch.cat([teacher[:, :-1], logprob], 1)
             at = ids == labels_N[:, None]
     inside = teacher.logsumexp(1, keepdim=True)
     tail = torch.log1p(-inside.exp().clamp(max=1))
-    if known.tail == "refuse" and (tail > math.log(TAIL)).any():
+    if outputs.tail == "refuse" and (tail > math.log(TAIL)).any():
         raise ValueError(f"up to {tail.exp().max().item():.3g} of the teacher's probability is outside its top-k")
-    if known.tail != "bucket":
+    if outputs.tail != "bucket":
         teacher, tail = teacher - inside, torch.full_like(inside, -math.inf)
     else:
         teacher = teacher - inside.clamp(min=0)  # rounding of half precision can make the k more than everything
@@ -114,11 +114,11 @@ def top_k(logits_NV: torch.Tensor, known: TopK, labels_N: torch.Tensor, temperat
     )
 
 
-def sampled(logits_NV: torch.Tensor, known: Sampled, labels_N: torch.Tensor) -> Events:
+def sampled(logits_NV: torch.Tensor, outputs: Sampled, labels_N: torch.Tensor) -> Events:
     """The tokens drawn are events, with their shares of the draws as the teacher's probabilities."""
-    counts = known.counts.to(logits_NV.dtype)
+    counts = outputs.counts.to(logits_NV.dtype)
     shares = counts / counts.sum(1, keepdim=True)
-    return Events(gathered(logits_NV, known.ids), shares.log(), labels_N)
+    return Events(gathered(logits_NV, outputs.ids), shares.log(), labels_N)
 
 
 def gathered(logits_NV: torch.Tensor, ids_NE: torch.Tensor) -> torch.Tensor:

@@ -22,16 +22,16 @@ def model_configuration(spec: FromConfig, tokenizer: Any) -> Any:
     from transformers import AutoConfig
 
     try:
-        known = AutoConfig.for_model(spec.model_type).to_dict()
+        defaults = AutoConfig.for_model(spec.model_type).to_dict()
     except ValueError:
         raise ModelError(f"model_type {spec.model_type!r}: transformers knows no such model") from None
     for name in spec.settings:
-        if name not in known:  # transformers would keep it and ignore it
-            near = difflib.get_close_matches(name, known, n=1)
+        if name not in defaults:  # transformers would keep it and ignore it
+            near = difflib.get_close_matches(name, defaults, n=1)
             raise ModelError(f"settings.{name}: {spec.model_type} has no such setting{near and f'; {near[0]}?' or ''}")
     ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     ids["bos_token_id"] = tokenizer.bos_token_id
-    if known.get("is_encoder_decoder"):
+    if defaults.get("is_encoder_decoder"):
         ids["decoder_start_token_id"] = tokenizer.pad_token_id
     return AutoConfig.for_model(spec.model_type, **{**ids, **spec.settings})
 

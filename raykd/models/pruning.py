@@ -45,7 +45,7 @@ def configuration(config: Any, spec: Pruned) -> Any:
     if config.is_encoder_decoder == (spec.layers is not None):
         kind = "an encoder-decoder" if config.is_encoder_decoder else "no encoder-decoder"
         raise ModelError(f"{spec.path} is {kind} model: give {fields} instead")
-    known, changes = config.to_dict(), {}
+    settings, changes = config.to_dict(), {}
     for field in COUNTS:
         layers = getattr(spec, field)
         if layers is None:
@@ -55,14 +55,14 @@ def configuration(config: Any, spec: Pruned) -> Any:
             raise ModelError(
                 f"{field}: {spec.path} has {count} layers, 0 to {count - 1}; there is no layer {layers[-1]}"
             )
-        if known.get("scale_attn_by_inverse_layer_idx") and layers != list(range(len(layers))):
+        if settings.get("scale_attn_by_inverse_layer_idx") and layers != list(range(len(layers))):
             raise ModelError(f"{field}: {spec.path} divides attention by a layer's number: only its last can be pruned")
         changes[name] = len(layers)
-        for other, value in known.items():  # layer_types and the like
-            if isinstance(value, list) and "layer" in other and len(value) == count:
-                changes[other] = [value[layer] for layer in layers]
+        for setting, value in settings.items():  # layer_types and similar lists
+            if isinstance(value, list) and "layer" in setting and len(value) == count:
+                changes[setting] = [value[layer] for layer in layers]
     try:
-        return type(config).from_dict({**known, **changes})
+        return type(config).from_dict({**settings, **changes})
     except Exception as error:  # each configuration checks itself in its own way
         reason = str(error).splitlines()[0]
         raise ModelError(f"{spec.path}: {config.model_type} models cannot be pruned: {reason}") from None
@@ -73,11 +73,11 @@ def _count(config: Any, field: str) -> tuple[str, int]:
 
     Raises ModelError where it has none.
     """
-    known = config.to_dict()
+    settings = config.to_dict()
     for name in COUNTS[field]:
         name = config.attribute_map.get(name, name)
-        if name in known:
-            return name, known[name]
+        if name in settings:
+            return name, settings[name]
     raise ModelError(f"{field}: the configuration of {config.model_type} models does not say how many there are")
 
 

@@ -41,10 +41,10 @@ def task_of(config: Any) -> Task:
 def encode_target(task: Task, labels: Sequence[str] | None, tokenizer: Any, prompt: str, target: str) -> list[int]:
     """The head target of a text. Raises ValueError, with the reason, for a text that is none."""
     if task == "classification":
-        known = list(labels or ())
-        if target.strip() not in known:
-            raise ValueError(f"{target.strip()!r:.40} is none of the labels {', '.join(known)}")
-        return [known.index(target.strip())]
+        classes = list(labels or ())
+        if target.strip() not in classes:
+            raise ValueError(f"{target.strip()!r:.40} is none of the labels {', '.join(classes)}")
+        return [classes.index(target.strip())]
     if task == "regression":
         try:
             return [int(np.float32(float(target)).view(np.int32))]
@@ -82,8 +82,8 @@ def predict(model: Any, task: Task, prompt_ids: list, pad: int) -> list[HeadPred
     start, end = (x.float().masked_fill(padding, -1e30) for x in (outputs.start_logits, outputs.end_logits))
     width = start.shape[1]
     allowed = torch.ones(width, width, dtype=torch.bool, device=start.device).triu().tril(LONGEST - 1)
-    both = (start[:, :, None] + end[:, None, :]).masked_fill(~allowed, -torch.inf).flatten(1).argmax(1)
-    places_B2 = torch.stack([both // width, both % width], 1)
+    best = (start[:, :, None] + end[:, None, :]).masked_fill(~allowed, -torch.inf).flatten(1).argmax(1)
+    places_B2 = torch.stack([best // width, best % width], 1)
     logprobs = torch.stack([start.log_softmax(1), end.log_softmax(1)], 1).gather(2, places_B2[:, :, None])[:, :, 0]
     return _predictions(places_B2, logprobs)
 

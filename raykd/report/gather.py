@@ -36,7 +36,7 @@ def gather_run(folder: Path) -> dict[str, Any]:
     Raises RunError for a damaged file of the run, RecipeError for a damaged recipe.
     """
     recipe, manifests, bad_rows = load_recipe(folder / "recipe.yaml"), run_manifests(folder), _bad_rows(folder)
-    begin = min((m["started"] for m in manifests), default=0.0)
+    run_start = min((m["started"] for m in manifests), default=0.0)
     arms = _in_order(arm_scores(manifests), manifests)
     return {
         "name": recipe.name,
@@ -49,8 +49,8 @@ def gather_run(folder: Path) -> dict[str, Any]:
         "memory": [{"stage": m["stage"], **m["results"]} for m in manifests if m["kind"] == "memorisation"],
         "warnings": _warnings(manifests),
         "trees": next((m["results"] for m in manifests if m["kind"] == "compare"), None),
-        "stages": [_stage(m, begin) for m in manifests],
-        "totals": _totals(manifests, begin) | {"failed_rows": len(bad_rows)},
+        "stages": [_stage(m, run_start) for m in manifests],
+        "totals": _totals(manifests, run_start) | {"failed_rows": len(bad_rows)},
         "failed": {"count": len(bad_rows), "rows": bad_rows[:SHOWN_BAD_ROWS]},
         "licences": {"data": recipe.data.licence, "teacher": recipe.teacher.licence},
         "environment": json_object(folder / "environment.json"),
@@ -75,7 +75,7 @@ def _checked_manifest(path: Path) -> dict[str, Any]:
 
 
 def arm_scores(manifests: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """By arm its scores on the test rows, by metric."""
+    """{arm: {metric: score}} on the test rows."""
     return {m["results"]["arm"]: m["results"]["metrics"] for m in manifests if m["kind"] == "evaluate"}
 
 
@@ -114,7 +114,7 @@ def _costs(arms: Iterable[str], manifests: list[dict[str, Any]]) -> dict[str, di
 
 
 def _only_predicts(manifest: dict[str, Any]) -> bool:
-    """Whether it is of a labelling of test rows alone, from which nobody learns."""
+    """Whether a manifest is that of a labelling of test rows alone, which no student learns."""
     return set(manifest["inputs"].get("rows", ())) == {"test"}
 
 
@@ -159,13 +159,13 @@ def _worse_than_teacher(manifests: list[dict[str, Any]]) -> str | None:
     )
 
 
-def _stage(manifest: dict[str, Any], begin: float) -> dict[str, Any]:
-    """A stage as the report shows it. `begin`: when the run's first stage started, in Unix time."""
+def _stage(manifest: dict[str, Any], run_start: float) -> dict[str, Any]:
+    """A stage as the report shows it. `run_start`: when the run's first stage started, in Unix time."""
     stats = manifest["stats"]
     return {
         "stage": manifest["stage"],
         "kind": manifest["kind"],
-        "started": manifest["started"] - begin,
+        "started": manifest["started"] - run_start,
         "seconds": manifest["seconds"],
         "rows": stats.get("rows"),
         "tokens": stats.get("tokens", stats.get("output_tokens")),
@@ -174,14 +174,14 @@ def _stage(manifest: dict[str, Any], begin: float) -> dict[str, Any]:
     }
 
 
-def _totals(manifests: list[dict[str, Any]], begin: float) -> dict[str, float]:
+def _totals(manifests: list[dict[str, Any]], run_start: float) -> dict[str, float]:
     end = max((m["started"] + m["seconds"] for m in manifests), default=0.0)
 
     def total(key: str, of: Iterable[dict[str, Any]]) -> float:
         return sum(m["stats"].get(key, 0) for m in of)
 
     return {
-        "wall_seconds": end - begin,
+        "wall_seconds": end - run_start,
         "stage_seconds": sum(m["seconds"] for m in manifests),
         "teacher_tokens": total("output_tokens", (m for m in manifests if m["arm"] == TEACHER)),
         "tokens_trained": total("tokens", (m for m in manifests if m["kind"] == "train")),

@@ -16,18 +16,18 @@ def field_importance(done: list[dict[str, Any]], goal: Objective) -> dict[str, f
 
     Only of fields that every finished trial has; empty where there are too few trials, or nothing differs.
     """
-    known = [t for t in done if goal.metric in t["metrics"]]
-    names = [name for name in (known[0]["point"] if known else {}) if all(name in t["point"] for t in known)]
-    names = [name for name in names if len({str(t["point"][name]) for t in known}) > 1]
-    if len(known) < LEAST_TRIALS or not names:
+    scored = [t for t in done if goal.metric in t["metrics"]]
+    names = [name for name in (scored[0]["point"] if scored else {}) if all(name in t["point"] for t in scored)]
+    names = [name for name in names if len({str(t["point"][name]) for t in scored}) > 1]
+    if len(scored) < LEAST_TRIALS or not names:
         return {}
     import optuna
 
-    domains = {name: _domain([t["point"][name] for t in known]) for name in names}
+    domains = {name: _domain([t["point"][name] for t in scored]) for name in names}
     numeric = [name for name, domain in domains.items() if isinstance(domain, optuna.distributions.FloatDistribution)]
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="minimize" if goal.direction == "min" else "maximize")
-    for t in known:
+    for t in scored:
         point = {n: float(t["point"][n]) if n in numeric else short_value(t["point"][n]) for n in names}
         value = t["metrics"][goal.metric]
         study.add_trial(optuna.trial.create_trial(params=point, distributions=domains, value=value))

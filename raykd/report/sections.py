@@ -89,26 +89,28 @@ def _arm_table(arms: dict[str, dict[str, float]]) -> Table:
 
 
 def _best_arm(arms: dict[str, dict[str, float]], metric: str) -> str | None:
-    """The arm with the best score; None where fewer than two have one, which leaves nothing to choose."""
-    known = {name: s[metric] for name, s in arms.items() if metric in s and math.isfinite(s[metric])}
+    """The arm with the best score; None if fewer than two arms have a score."""
+    scores = {name: s[metric] for name, s in arms.items() if metric in s and math.isfinite(s[metric])}
     pick = min if lower_is_better(metric) else max
-    return pick(known, key=lambda name: known[name]) if len(known) > 1 else None
+    return pick(scores, key=lambda name: scores[name]) if len(scores) > 1 else None
 
 
 def _score(value: float | None, control: float | None = None) -> str:
-    """A score; where there is a control, with the relative change against it in brackets."""
+    """A score as text; with a control, its relative change against the control in brackets."""
     if value is None:
         return ""
     return f"{value:.2f} ({100 * (value - control) / abs(control):+.1f} %)" if control else f"{value:.2f}"
 
 
 def _tree_sections(trees: dict[str, Any] | None) -> list[ReportSection]:
-    """How arms agree with the teacher, and which gold brackets they have; none where targets are no trees."""
+    """Sections on agreement with the teacher and recall of gold brackets; none if targets are not trees."""
     if trees is None:
         return []
-    both = ", ".join(f"{arm} {agreement['both_trees']}" for arm, agreement in trees["agreement"].items())
+    parsed_by_both = ", ".join(f"{arm} {agreement['both_trees']}" for arm, agreement in trees["agreement"].items())
     return [
-        ReportSection("Agreement with the teacher", f"{AGREEMENT}{both}.", _agreement_table(trees["agreement"])),
+        ReportSection(
+            "Agreement with the teacher", f"{AGREEMENT}{parsed_by_both}.", _agreement_table(trees["agreement"])
+        ),
         ReportSection(
             "Recall by gold label",
             "Percent of the gold brackets of each label that an arm has, whatever it calls them.",

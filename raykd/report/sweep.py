@@ -94,7 +94,7 @@ def gather_sweep(folder: Path) -> dict[str, Any]:
 
 
 def _trial(folder: Path, name: str, stopped: bool) -> dict[str, Any]:
-    """A trial: where it is over, from its own file, else from what it reported to Ray Tune."""
+    """A trial: from its own file if it has ended, else from its reports to Ray Tune."""
     tune = folder / "tune" / name
     reports = log_lines(tune / "result.json") if (tune / "result.json").exists() else []
     last = reports[-1] if reports else {}
@@ -109,22 +109,22 @@ def _trial(folder: Path, name: str, stopped: bool) -> dict[str, Any]:
         "state": "stopped" if stopped else "unfinished",
         "error": None,
     }
-    over = json_object(folder / "trials" / name / TRIAL)
-    if over:
-        trial |= {"state": "failed" if over.get("error") else "done", "error": over.get("error")}
-        trial |= {"point": over["point"], "metrics": over["metrics"] or {}, "run": over.get("run")}
+    ended = json_object(folder / "trials" / name / TRIAL)
+    if ended:
+        trial |= {"state": "failed" if ended.get("error") else "done", "error": ended.get("error")}
+        trial |= {"point": ended["point"], "metrics": ended["metrics"] or {}, "run": ended.get("run")}
     return trial
 
 
 def _best_first(trials: list[dict], goal: Objective) -> list[dict]:
-    """Trials by their value of a goal; those without one last."""
+    """Trials sorted by their value of a goal, the best first; trials without a value come last."""
     sign = 1 if goal.direction == "min" else -1
-    known = [t for t in trials if math.isfinite(t["metrics"].get(goal.metric, math.nan))]
-    return sorted(known, key=lambda t: sign * t["metrics"][goal.metric]) + [t for t in trials if t not in known]
+    scored = [t for t in trials if math.isfinite(t["metrics"].get(goal.metric, math.nan))]
+    return sorted(scored, key=lambda t: sign * t["metrics"][goal.metric]) + [t for t in trials if t not in scored]
 
 
 def _front(done: list[dict], goals: list[Objective]) -> list[dict]:
-    """The trials that no other is at least as good as by every goal, and better by one; of one goal the best."""
+    """The Pareto front: no other trial is at least as good in all goals and better in one. For one goal: the best."""
     if len(goals) == 1:
         return done[:1]
 
@@ -224,8 +224,8 @@ def _summary(results: dict[str, Any]) -> str:
     states = [t["state"] for t in results["trials"]]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     tokens = f"The teacher wrote {results['teacher_tokens']:,} tokens for all of them."
-    again = f"The best recipe: raykd run {results['name']}/best.yaml." if results["best"] else "No trial is done."
-    return f"{len(states)} trials: {counts}. {tokens} {again}"
+    best = f"The best recipe: raykd run {results['name']}/best.yaml." if results["best"] else "No trial is done."
+    return f"{len(states)} trials: {counts}. {tokens} {best}"
 
 
 def _csv(trials: list[dict[str, Any]]) -> str:

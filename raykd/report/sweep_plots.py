@@ -65,18 +65,18 @@ class _Axis(NamedTuple):
 
 def _axis(values: dict[str, Any]) -> _Axis:
     """The axis of a field's values by trial; logarithmic where they are positive and spread over a factor of ten."""
-    known = {trial: value for trial, value in values.items() if value is not None}
-    numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in known.values())
-    if numeric and known:
-        low, high = min(known.values()), max(known.values())
+    present = {trial: value for trial, value in values.items() if value is not None}
+    numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in present.values())
+    if numeric and present:
+        low, high = min(present.values()), max(present.values())
         scale = math.log if low > 0 and high / low > 10 else float
         span = scale(high) - scale(low) or 1.0
-        heights = {trial: (scale(v) - scale(low)) / span for trial, v in known.items()}
+        heights = {trial: (scale(v) - scale(low)) / span for trial, v in present.items()}
         return _Axis(heights, [(0.0, short_value(low)), (1.0, short_value(high))])
-    texts = sorted({short_value(v) for v in known.values()})
+    texts = sorted({short_value(v) for v in present.values()})
     height = {text: (i / (len(texts) - 1) if len(texts) > 1 else 0.5) for i, text in enumerate(texts)}
     ticks = [(h, text[:24]) for text, h in height.items()]
-    return _Axis({trial: height[short_value(v)] for trial, v in known.items()}, ticks)
+    return _Axis({trial: height[short_value(v)] for trial, v in present.items()}, ticks)
 
 
 def _front(results: dict[str, Any]) -> str:
@@ -122,7 +122,7 @@ def _curves(results: dict[str, Any]) -> str:
 
 
 def _importance(shares: dict[str, float]) -> str:
-    """A bar per field; empty where nothing is known."""
+    """A bar per field; empty if no importance is known."""
     from matplotlib.figure import Figure
 
     if not shares:

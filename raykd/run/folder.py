@@ -37,7 +37,7 @@ LOCK_SECONDS = 30  # how long a killed run may take to disappear
 
 
 class RunFolder:
-    """A run folder, of which this process may have the lock. Stages may complete in several threads at once."""
+    """A run folder and its lock. Stages may complete in several threads at once."""
 
     def __init__(self, path: Path, shared: Path | None = None):
         """`shared`: the folder of another run, whose stages that were made from equal inputs are this run's too."""
@@ -46,9 +46,9 @@ class RunFolder:
         self._listing = threading.Lock()
 
     def begin(self, recipe: Recipe, say: Callable[[str], None]) -> None:
-        """Write the recipe into the folder. Raises RunError where costly stages were made with another one.
+        """Write the recipe into the folder. Raises RunError if costly stages were made with another recipe.
 
-        A copy of a folder at a URL is locked, then made equal to what is kept there.
+        If the folder is the copy of one at a URL, it is locked first and made equal to the folder at the URL.
         """
         saved = self.path / "recipe.yaml"
         if remote.url(self.path):
@@ -65,7 +65,7 @@ class RunFolder:
         remote.send(saved)
 
     def lock(self, say: Callable[[str], None]) -> None:
-        """Take the folder for this process alone, unless it has it. Raises RunError where another run keeps it."""
+        """Lock the folder for this process, unless it has the lock. Raises RunError if another run has it."""
         if self.lock_file is not None:
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ class RunFolder:
         raise RunError(f"{self.path}: another raykd works in it")
 
     def unlock(self) -> None:
-        """Let others have the folder."""
+        """Release the lock."""
         if self.lock_file:
             self.lock_file.close()
 
@@ -104,7 +104,7 @@ class RunFolder:
     def stage_results(self, name: str, inputs: dict[str, Any]) -> dict | None:
         """The results of a complete stage, None if it is not complete.
 
-        Raises RunError where the stage was made from other inputs: its results would be mixed with those of others.
+        Raises RunError if the stage was made from other inputs: their results must not be mixed.
         """
         if not self.is_complete(name):
             return None
@@ -135,7 +135,7 @@ class RunFolder:
         return [row for manifest in manifests(self.path) for row in manifest["results"].get("bad_rows", [])]
 
     def left_out(self, new: Sequence[dict] = ()) -> int:
-        """How many rows complete stages left out, with new ones; a row that several stages left out counts once."""
+        """The number of rows that stages left out, with new ones; a row that several stages left out counts once."""
         rows = [*self.bad_rows(), *new]
         return len({(row["file"], row["line"]) if row.get("row") is None else row["row"] for row in rows})
 
@@ -155,7 +155,7 @@ class RunFolder:
 
 
 def fetch_run(path: Path) -> None:
-    """Make the copy of a run folder equal to what is kept at its URL; stages that are not complete there are not here.
+    """Make the copy of a run folder equal to the folder at its URL; manifests that do not exist there are removed.
 
     Raises RunError.
     """

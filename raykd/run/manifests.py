@@ -1,4 +1,4 @@
-"""The manifests of a run folder: what is known of each complete stage. `raykd/run/folder.py` says where they are."""
+"""The manifests of a run folder, one for each complete stage. `raykd/run/folder.py` describes their content."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BAD_ROWS = "bad_rows.jsonl"
 
 @dataclass(frozen=True)
 class StageAbout:
-    """What a stage is for, as its manifest says it to the report.
+    """The purpose of a stage: its manifest holds it, for the report.
 
     arm        the arm that it belongs to, "teacher" for the teacher's stages; None where it serves several arms
     own        whether this arm is the method's own, not one that the method is compared with

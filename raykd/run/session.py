@@ -1,4 +1,4 @@
-"""Everything that is open while a run goes on. Ray is imported only when a stage needs it."""
+"""The session of a run: everything that is open while the run goes on. Ray is imported when a stage needs it."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ class Session:
 
     def with_recipe(self, recipe: Recipe) -> Session:
         """This session with another recipe from now on; everything that is open is shared with it, and closed by it."""
-        other = copy.copy(self)
-        other.recipe = resolve_paths(recipe)
-        return other
+        session = copy.copy(self)
+        session.recipe = resolve_paths(recipe)
+        return session
 
     def stage(
         self,
@@ -91,7 +91,7 @@ class Session:
     ) -> dict:
         """Run `work(folder) -> (results, stats)` unless the stage is complete; returns the results.
 
-        `inputs` is all that decides the results. Raises RunError where the stage was made from other inputs.
+        `inputs` is all that decides the results. Raises RunError if the stage is complete with other inputs.
         """
         if self.folder.link_shared(name, inputs):
             self._announced.add(name)
@@ -116,7 +116,7 @@ class Session:
         return results
 
     def tolerate(self, new: Sequence[dict]) -> None:
-        """Raise DataError, which names the first of the new bad rows, where data.max_bad_rows does not allow them."""
+        """Raise DataError, which names the first of the new bad rows, if data.max_bad_rows does not allow them."""
         self.folder.tolerate(new, self.recipe.data.max_bad_rows)
 
     # ------------------------------------------------------------------------------------------ the cluster
@@ -141,7 +141,7 @@ class Session:
             resources.check(self.recipe)
 
     def await_resources(self, name: str, resources: dict[str, float], count: int) -> None:
-        """Say for a stage what an autoscaling cluster does not have yet; it is demanded by the stage's own work."""
+        """Tell the user for which nodes of an autoscaling cluster a stage waits. The stage's own work requests them."""
         from raykd.cluster.resources import awaited
 
         line = awaited(resources, count, self.recipe.cluster)

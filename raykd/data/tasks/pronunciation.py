@@ -95,8 +95,8 @@ def parse(text: str) -> dict[str, list[str]]:
     """The pronunciations, in the order listed and without stress, of each word of two or more plain letters."""
     spoken: dict[str, list[str]] = {}
     for word, phonemes in LINE.findall(text):
-        known = spoken.setdefault(word, [])
+        pronunciations = spoken.setdefault(word, [])
         plain = phonemes.translate(WITHOUT_STRESS).strip()
-        if plain not in known:  # it differed in stress alone
-            known.append(plain)
+        if plain not in pronunciations:  # it differed in stress alone
+            pronunciations.append(plain)
     return spoken
