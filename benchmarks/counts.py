@@ -166,7 +166,8 @@ def measure(root: Path) -> dict[str, int | str]:
     starts = [k for k in code.known if f"{k[0]}.".startswith("raykd.training.") and k[1].endswith(".step")]
     if not starts:
         raise LookupError(f"{root}: no class under raykd/training has a method step")
-    starts += [(k[0], f"{k[1]}.forward") for k in code.fields if has_base(code.known[k], "nn.Module")]
+    forwards = [(k[0], f"{k[1]}.forward") for k in code.fields if has_base(code.known[k], "nn.Module")]
+    starts += [key for key in forwards if key in code.known]  # some modules only hold parameters
     loaders = [k for k in code.known if re.search(r"Loader\.(?!__init__|__exit__)", k[1])]
     for name, keys in {"one training step": starts, "with its loader": starts + loaders}.items():
         reached = code.reached(keys)

@@ -20,8 +20,7 @@ SPACE = {
         },
         "jsd": {
             "student.training.losses": {"jsd": {}},
-            "student.training.losses.jsd.options": {"beta": 0.5},
-            "student.training.losses.jsd.options.beta": tune.uniform(0.1, 0.9),
+            "student.training.losses.jsd.beta": tune.uniform(0.1, 0.9),
         },
     },
 }

@@ -5,7 +5,9 @@ from ray import tune
 SPACE = {
     "teacher.sampling.temperature": 1.0,
     "teacher.sampling.n": tune.choice([1, 2, 4, 8]),
-    "student.training.sequences.samples": tune.choice(["rotate", "all"]),
+    "student.training.sequences.union": tune.choice(
+        [[{"pass": "pseudo_targets", "samples": "rotate"}], [{"pass": "pseudo_targets", "samples": "all"}]]
+    ),
 }
 SEARCH = {"kind": "grid"}
 SCHEDULER = {"kind": "none"}

@@ -265,7 +265,7 @@ def plan_trials(space: Space, recipe: Recipe) -> TrialPlan:
 
     def demand(trial: Recipe) -> tuple[bool, int]:
         training = trial.student.training
-        return training.needs_teacher() and training.teacher.kind == "store", trial.teacher.sampling.n
+        return training.reads_store(), trial.teacher.sampling.n
 
     return TrialPlan([] if learns else points, max(recipes, key=demand))
 

@@ -56,39 +56,32 @@ class StudentSampler:
     def complete(self, pending: Requests) -> list[list[int]]:
         lengths = [len(prompt) + self.settings.max_tokens for prompt in pending.prompts]
         samples: list[list[int]] = [[]] * len(lengths)
-        training = self.model.training
+        training, checkpoints_own = self.model.training, self.model.generation_config
         self.model.eval()
+        self.model.generation_config = self._config(checkpoints_own)
         for places in batches.by_length(lengths, self.budget):
             written = self._generate([pending.prompts[i] for i in places], [pending.seeds[i] for i in places])
             for place, ids in zip(places.tolist(), written, strict=True):
                 samples[place] = ids
         self.model.train(training)
+        self.model.generation_config = checkpoints_own
         return samples
 
     def _generate(self, prompts: list[np.ndarray], seeds: list[int]) -> list[list[int]]:
-        pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
         collate = batches.pad_left if self.causal else batches.pad_right
-        tensors = {name: tensor.to(self.model.device) for name, tensor in collate(prompts, pad).items()}
-        ids = self.model.generate(
-            **tensors,
-            generation_config=self._config(pad, end),
-            logits_processor=_processors(self.settings, seeds),
-        )
+        padded = collate(prompts, self.tokenizer.pad_token_id)
+        tensors = {name: tensor.to(self.model.device) for name, tensor in padded.items()}
+        ids = self.model.generate(**tensors, logits_processor=_processors(self.settings, seeds))
         first = tensors["input_ids"].shape[1] if self.causal else 1
-        return [_until_end(row, end) for row in ids[:, first:].tolist()]
+        return [_until_end(row, self.tokenizer.eos_token_id) for row in ids[:, first:].tolist()]
 
-    def _config(self, pad: int, end: int) -> GenerationConfig:
+    def _config(self, checkpoints_own: GenerationConfig) -> GenerationConfig:
         """Greedy decoding of the processed scores, without what a checkpoint's own configuration would add."""
         return GenerationConfig(
             max_new_tokens=self.settings.max_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=pad,
-            eos_token_id=end,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            min_length=0,
-            min_new_tokens=0,
+            pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=self.tokenizer.eos_token_id,
+            decoder_start_token_id=checkpoints_own.decoder_start_token_id,
         )
 
 

@@ -39,6 +39,7 @@ from raykd.training.teachers import (
     StoredTeacher,
     TeacherByOrigin,
     TeacherSource,
+    needs_of,
     teacher_head,
 )
 from raykd.training.workers import from_all_workers, parallelised, rank, world_size
@@ -96,10 +97,6 @@ def build(spec: TrainingSpec, scorer: Scorer | None) -> TrainingSetup:
     feature_losses = [loss for loss in losses if loss.of_features]
     losses = [loss for loss in losses if not loss.of_features]
     model = student_model(spec, tokenizer)
-    needs = Needs(
-        distribution=any("teacher" in loss.needs for loss in losses),
-        features=frozenset(need for loss in feature_losses for need in loss.loss.teacher_needs),
-    )
     lengths = Lengths(apart=model.config.is_encoder_decoder or task != "generation", task=task)
     streams = encoded_streams(spec)
     teacher = teacher_source(spec, scorer, device, vocab_size)
@@ -126,7 +123,7 @@ def build(spec: TrainingSpec, scorer: Scorer | None) -> TrainingSetup:
         parallel=parallel,
         losses=losses,
         feature_losses=feature_losses,
-        needs=needs,
+        needs=needs_of([*losses, *feature_losses]),
         optimizer=optimizer,
         schedule=schedule,
         total_steps=total_steps,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from raykd.data.prompts import PromptEncoder
 from raykd.errors import TrainingError
 from raykd.losses.logits import HeadLogits, Logits
-from raykd.losses.loss import Feature
+from raykd.losses.loss import Feature, Loss
 from raykd.losses.teachers import Sampled, TeacherOutputs, TopK
 from raykd.losses.tokens import IGNORE
 from raykd.models.layers import captured
@@ -30,6 +30,15 @@ class Needs(NamedTuple):
 
     distribution: bool = False
     features: frozenset[Feature] = frozenset()
+
+
+def needs_of(losses: Iterable[Loss]) -> Needs:
+    """What these losses need of the teacher."""
+    losses = list(losses)
+    return Needs(
+        distribution=any("teacher" in loss.needs for loss in losses),
+        features=frozenset(need for loss in losses if loss.of_features for need in loss.loss.teacher_needs),
+    )
 
 
 class Outputs(NamedTuple):
