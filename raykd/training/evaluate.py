@@ -14,6 +14,7 @@ from raykd.errors import DataError
 from raykd.losses.kinds import TokenLoss
 from raykd.losses.tokens import TokenBatch
 from raykd.models import task_heads
+from raykd.recipe.metrics import metric_kinds
 from raykd.recipe.training import StoredOutputs
 from raykd.training import batches
 from raykd.training.forward import easy_masks, forward, token_batch
@@ -87,7 +88,7 @@ def dev_metrics(setup: TrainingSetup) -> dict[str, float]:
     else:
         predictions, references = _predicted(setup, dev)
     scores = {}
-    for name in settings.dev_metrics:
+    for name in metric_kinds(settings.dev_metrics):
         with suppress(DataError):  # nothing to score
             scores[name] = metrics.get(name)(predictions, [[reference] for reference in references])
     return scores
