@@ -31,23 +31,23 @@ def small(tmp_path):
         ("method={kind: mckd, weigh: confidence}", "method.weigh: renamed: method.weighting"),
         ("method={kind: mckd, back_check: null}", "method.back_check: renamed: method.consistency_filter"),
         ("student.model={kind: cut, path: big, layers: [0]}", "student.model.kind: renamed: pruned"),
-        ("teacher.model={kind: cut, path: big, layers: [0]}", "teacher.model.kind: renamed: pruned"),
-        ("teacher.model={kind: served, name: big}", "teacher.model.kind: renamed: endpoint"),
+        ("teachers.main.model={kind: cut, path: big, layers: [0]}", "teachers.main.model.kind: renamed: pruned"),
+        ("teachers.main.model={kind: served, name: big}", "teachers.main.model.kind: renamed: endpoint"),
         ("student.task=span", "student.task: renamed: extractive_qa"),
-        ("teacher.task=span", "teacher.task: renamed: extractive_qa"),
+        ("teachers.main.task=span", "teachers.main.task: renamed: extractive_qa"),
         ("student.training.teacher={kind: actors}", "student.training.teacher.kind: renamed: remote"),
         (
             "student.training.dev_answer_rows=9",
             "student.training.dev_answer_rows: renamed: student.training.dev_prediction_rows",
         ),
         (
-            "teacher.fine_tune.dev_answer_tokens=9",
-            "teacher.fine_tune.dev_answer_tokens: renamed: teacher.fine_tune.dev_prediction_tokens",
+            "teachers.main.fine_tune.dev_answer_tokens=9",
+            "teachers.main.fine_tune.dev_answer_tokens: renamed: teachers.main.fine_tune.dev_prediction_tokens",
         ),
-        (f"data.test={CMUDICT}", "data.test.function: renamed: raykd.data.tasks.pronunciation:cmudict"),
+        (f"data.test.main={CMUDICT}", "data.test.main.function: renamed: raykd.data.tasks.pronunciation:cmudict"),
         (
-            f"teacher.prompt={{kind: chat, shots: {{count: 1, rows: {CMUDICT}}}}}",
-            "teacher.prompt.shots.rows.function: renamed: raykd.data.tasks.pronunciation:cmudict",
+            f"teachers.main.prompt={{kind: chat, shots: {{count: 1, rows: {CMUDICT}}}}}",
+            "teachers.main.prompt.shots.rows.function: renamed: raykd.data.tasks.pronunciation:cmudict",
         ),
         (
             "pseudo_targets.format=raykd.tasks.slots:TOP",
@@ -86,7 +86,7 @@ def test_changes_and_saved_settings_have_new_names_as_well(small):
 
 
 def test_a_run_folder_of_the_old_words_is_refused_in_one_line_that_names_its_recipe(small, tmp_path):
-    recipe = load_recipe(small, [GOLD, "teacher.fine_tune={learning_rate: 0.1, max_steps: 1}"])
+    recipe = load_recipe(small, [GOLD, "teachers.main.fine_tune={learning_rate: 0.1, max_steps: 1}"])
     old = yaml.safe_load(dump_recipe(recipe))
     old["answers"] = old.pop("pseudo_targets")
     folder = tmp_path / "runs/small"

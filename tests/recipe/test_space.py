@@ -9,7 +9,12 @@ from raykd.recipe import space
 from raykd.recipe.load import load_recipe
 
 DEMO = ROOT / "pipelines/recipes/demo.yaml"
-DISTILL = ["method={kind: distill}", "arms.distilled=false", "student.training.dev_metrics=[phoneme_error_rate]"]
+DISTILL = [
+    "method={kind: distill}",
+    "arms.distilled=false",
+    "student.training.dev_metrics=[{kind: phoneme_error_rate}]",
+]
+PASS = "teachers.main.passes.pseudo_targets"
 RATE = "student.training.learning_rate"
 LOSS = {
     "cross_entropy": {"student.training.losses": {"cross_entropy": {}}},
@@ -71,7 +76,7 @@ def test_the_teacher_is_asked_what_the_most_demanding_trial_needs(demo):
     searched = of({"loss": LOSS})
     _, teacher_recipe = space.plan_trials(searched, demo)
     assert list(teacher_recipe.student.training.losses) == ["jsd"]
-    temperature = {"teacher.sampling.temperature": 1.0, "teacher.sampling.n": tune.choice([2, 5, 3])}
+    temperature = {f"{PASS}.temperature": 1.0, f"{PASS}.n": tune.choice([2, 5, 3])}
     assert space.plan_trials(of(temperature, space.Grid(kind="grid")), demo).teacher_recipe.teacher.sampling.n == 5
 
 
