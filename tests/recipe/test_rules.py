@@ -86,7 +86,8 @@ BROKEN = [
     (
         rules.an_endpoint_model_is_behind_an_endpoint,
         ENDPOINT[:1],
-        "teachers.main: model of kind endpoint and engine of kind endpoint go together, found endpoint and transformers",
+        "teachers.main: model of kind endpoint and engine of kind endpoint go together, "
+        "found endpoint and transformers",
     ),
     (
         rules.an_endpoint_model_is_not_fine_tuned,
