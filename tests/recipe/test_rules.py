@@ -64,6 +64,16 @@ BROKEN = [
         "student: sampling does nothing: a model whose task is classification answers once",
     ),
     (
+        rules.a_task_head_writes_no_text,
+        [*TEACHER_CLASSES, "teachers.main.passes.pseudo_targets.max_tokens=3"],
+        "teachers.main: passes.pseudo_targets does nothing: a model whose task is classification answers once",
+    ),
+    (
+        rules.a_task_head_writes_no_text,
+        [*TEACHER_CLASSES, TEST, "metrics=[{kind: bleu}]", "teachers.main.answering={max_tokens: 3}"],
+        "teachers.main: answering does nothing: a model whose task is classification answers once",
+    ),
+    (
         rules.losses_are_of_the_task,
         ["student.task=regression"],
         "student: losses of a regression are mse and teacher_mse, found cross_entropy",
@@ -116,6 +126,11 @@ BROKEN = [
     ),
     (
         rules.samples_are_seeded_by_vllm,
+        [TEST, "metrics=[{kind: bleu}]", "teachers.main.answering={seeded: true, temperature: 1}"],
+        "teachers.main.answering.seeded: only vllm seeds each sample, the engine is transformers",
+    ),
+    (
+        rules.samples_are_seeded_by_vllm,
         ["student.sampling={seeded: true, temperature: 1}"],
         "student.sampling.seeded: only vllm seeds each sample, the engine is transformers",
     ),
@@ -159,6 +174,11 @@ BROKEN = [
     (rules.gold_has_a_use, [GOLD], "data.gold does nothing without teachers.main.fine_tune"),
     (rules.dev_has_a_use, [DEV], "data.dev does nothing without teachers.main.fine_tune or arms.gold_only"),
     (rules.test_rows_and_metrics_go_together, [TEST], "data.test does nothing without metrics"),
+    (
+        rules.test_rows_and_metrics_go_together,
+        ["teachers.main.answering={temperature: 1}"],
+        "teachers.main.answering does nothing without data.test",
+    ),
     (rules.test_rows_and_metrics_go_together, ["metrics=[{kind: bleu}]"], "metrics do nothing without data.test"),
     (
         rules.a_vote_has_several_samples,
@@ -300,6 +320,7 @@ RIGHT = [
     [GOLD, FINE_TUNE, "teachers.main.fine_tune.holdout=0.2"],
     [GOLD, MIXTURE],
     [TEST, "metrics=[{kind: bleu}]"],
+    [TEST, "metrics=[{kind: bleu}]", "teachers.main.answering={temperature: 0.5}"],
     [*CLASSES, *TEACHER_CLASSES],
     [*CLASSES, *TEACHER_CLASSES, JSD, "student.training.teacher={kind: in_process}"],
     [

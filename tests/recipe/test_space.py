@@ -99,6 +99,9 @@ def test_a_choice_whose_losses_need_no_teacher_sets_the_teacher_back():
 def test_an_old_name_in_a_space_is_refused_with_the_new_one(demo):
     with pytest.raises(RecipeError, match=r"^s: SPACE: method.weigh: renamed: method.weighting$"):
         space.plan_trials(of({"method.weigh": tune.choice(["confidence"])}), demo)
+    with pytest.raises(RecipeError) as error:
+        space.plan_trials(of({"teacher.sampling.n": tune.choice([4])}), demo)
+    assert str(error.value) == f"s: SPACE: teacher.sampling: renamed: {PASS}"
 
 
 @pytest.mark.parametrize("name", ["losses", "schedule", "mckd", "student_size", "samples"])
@@ -152,6 +155,7 @@ def test_what_does_not_fit_is_one_line(demo, fields, options, line):
     [
         ("", "SPACE: expected a mapping of recipe fields, found None"),
         ("import nothing_of_that_name", "ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+        ("SPACE = {'teacher': {}}", "SPACE.teacher: renamed: teachers.main"),
         ("SPACE = {'loss': 3}", "SPACE.loss: expected a recipe field, or a name with {choice: fields}"),
         ("SPACE = {'seed': 3}\nSEARCH = {'kind': 'random', 'trial': 3}", "SEARCH.trial: Extra inputs"),
         ("SPACE = {'seed': 3}\nSCHEDULER = {'kind': 'asha', 'grace': 0}", "SCHEDULER.grace: Input should be greater"),
