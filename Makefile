@@ -89,7 +89,7 @@ demo: setup
 	    $(VENV)/bin/raykd run pipelines/recipes/demo.yaml
 	else
 	    echo "demo: $$why, so the transformers engine writes the pseudo-targets"
-	    $(VENV)/bin/raykd run pipelines/recipes/demo.yaml "teacher.engine={kind: transformers}"
+	    $(VENV)/bin/raykd run pipelines/recipes/demo.yaml "teachers.main.engine={kind: transformers}"
 	fi
 
 test: lint

@@ -42,13 +42,14 @@ def prepared(folder: Path, rows: int) -> Path:
     with open(folder / "rows.jsonl", "w", encoding="utf-8") as file:
         for number in range(rows):
             file.write(json.dumps({"input": f"What is the square of {number}? Answer in one word."}) + "\n")
+    teacher = {"model": {"kind": "checkpoint", "path": str(model(folder))}, "engine": {"kind": "scripted"}}
     tree = {
         "name": "pass",
         "output": str(folder),
         "method": {"kind": "distill"},
         "data": {"unlabelled": {"kind": "jsonl", "path": str(folder / "rows.jsonl")}},
         "tokenizer": {"kind": "words"},
-        "teacher": {"model": {"kind": "checkpoint", "path": str(model(folder))}, "engine": {"kind": "scripted"}},
+        "teachers": {"main": teacher},
         "student": {
             "model": {"kind": "config", "model_type": "t5"},
             "training": {"learning_rate": 0.1, "max_steps": 1},

@@ -66,7 +66,7 @@ def measure(folder: Path, settings: argparse.Namespace, way: str, number: int) -
 def tree(folder: Path, settings: argparse.Namespace, name: str, place: dict[str, float]) -> dict:
     """The demo's recipe without the arms to compare with, and with a teacher that is trained already."""
     demo = yaml.safe_load((ROOT / "pipelines/recipes/demo.yaml").read_text())
-    student = demo["student"]
+    student, model = demo["student"], {"kind": "checkpoint", "path": settings.teacher}
     student["training"] |= {"max_steps": settings.steps, "evaluate_every": settings.steps}
     return {
         "name": name,
@@ -74,7 +74,7 @@ def tree(folder: Path, settings: argparse.Namespace, name: str, place: dict[str,
         "method": {"kind": "mckd"},
         "data": {"unlabelled": {**demo["data"]["unlabelled"], "limit": settings.rows}, "max_bad_rows": 1000},
         "tokenizer": {"kind": "pretrained", "path": settings.teacher},
-        "teacher": {**demo["teacher"], "model": {"kind": "checkpoint", "path": settings.teacher}, "fine_tune": None},
+        "teachers": {"main": {**demo["teachers"]["main"], "model": model, "fine_tune": None}},
         "student": student,
         "cluster": {"student": {"resources": place}, "labelling_students": {"resources": place}},
     }

@@ -72,7 +72,7 @@ def tree(folder: Path, teacher: str, rows: int, overlap: bool) -> dict:
 
         parts = [row for part in ("gold", "unlabelled", "control", "test", "dev") for row in cmudict(part)]
         words.write_text("".join(json.dumps({"input": row["input"]}) + "\n" for row in (parts * 3)[:rows]))
-    student = demo["student"]
+    student, model = demo["student"], {"kind": "checkpoint", "path": teacher}
     student["training"] |= {"max_steps": None, "epochs": 1, "batch_tokens": 2560, "evaluate_every": 10_000}
     return {
         "name": "o",
@@ -80,7 +80,7 @@ def tree(folder: Path, teacher: str, rows: int, overlap: bool) -> dict:
         "method": {"kind": "distill", "overlap": overlap},
         "data": {"unlabelled": {"kind": "jsonl", "path": str(words)}, "max_bad_rows": 1000},
         "tokenizer": {"kind": "pretrained", "path": teacher},
-        "teacher": {**demo["teacher"], "model": {"kind": "checkpoint", "path": teacher}, "fine_tune": None},
+        "teachers": {"main": {**demo["teachers"]["main"], "model": model, "fine_tune": None}},
         "student": student,
         "cluster": {"teacher": {"threads": 1}, "student": {"threads": 1}},
     }

@@ -150,20 +150,21 @@ def raykd(options: argparse.Namespace) -> dict:
 def tree(options: argparse.Namespace, folder: str, rows: Path) -> dict:
     sampling = {"max_tokens": options.max_tokens, "n": options.samples}
     payload = {"kind": "top_k", "k": options.top_k} if options.top_k else {"kind": "text"}
+    teacher = {
+        "model": {"kind": "checkpoint", "path": options.model},
+        "prompt": {"kind": "chat", "template": options.template} if options.chat else options.template,
+        "engine": {"kind": "vllm", "arguments": arguments(options)},
+        "passes": {"pseudo_targets": {**sampling, "temperature": 1.0} if options.samples > 1 else sampling},
+        "payload": payload,
+        "shard_rows": options.shard_rows,
+    }
     return {
         "name": "pass",
         "output": folder,
         "method": {"kind": "distill"},
         "data": {"unlabelled": {"kind": "jsonl", "path": str(rows)}},
         "tokenizer": {"kind": "words"},
-        "teacher": {
-            "model": {"kind": "checkpoint", "path": options.model},
-            "prompt": {"kind": "chat", "template": options.template} if options.chat else options.template,
-            "engine": {"kind": "vllm", "arguments": arguments(options)},
-            "sampling": {**sampling, "temperature": 1.0} if options.samples > 1 else sampling,
-            "payload": payload,
-            "shard_rows": options.shard_rows,
-        },
+        "teachers": {"main": teacher},
         "student": {
             "model": {"kind": "config", "model_type": "t5"},
             "training": {"learning_rate": 0.001, "max_steps": 1},

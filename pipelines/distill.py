@@ -61,7 +61,7 @@ def run(session: Session, alone: bool = False) -> str:
 
 
 def labels(session: Session, on_start: Callable[[StoredSource], None] = lambda stored: None) -> StoredSource:
-    """The teacher's pseudo-targets for the unlabelled inputs, and its predictions for the test inputs."""
+    """The teacher's pseudo-targets for the unlabelled inputs."""
     splits = read_rows(session)
     return label_by_teacher(session, splits, {"unlabelled": splits.file("unlabelled")}, on_start)
 
@@ -90,11 +90,13 @@ def training_data(session: Session, splits: Splits, stored: StoredSource) -> Tra
 def label_by_teacher(
     session: Session, splits: Splits, inputs: Mapping[str, Path], on_start: Callable[[StoredSource], None]
 ) -> StoredSource:
-    """The teacher's pseudo-targets for inputs, and its predictions for the test inputs, in one start of its engine.
+    """The teacher's pseudo-targets for inputs, and for the gold inputs, where the student learns both.
 
-    Also for the gold inputs, where the student learns both. `on_start` is called before the first pseudo-target.
+    Where it is scored by the same decoding, its predictions for the test inputs are written in the same start of its
+    engine. `on_start` is called before the first pseudo-target.
     """
-    sources = {**inputs, **({"test": splits.file("test")} if "test" in splits.names else {})}
+    with_test = "test" in splits.names and session.recipe.teacher.answers_as_it_labels()
+    sources = {**inputs, **({"test": splits.file("test")} if with_test else {})}
     if "gold" in session.recipe.student.training.sequences.sources():
         sources["gold"] = splits.file("gold")
     request = LabellingRequest(

@@ -84,7 +84,7 @@ def partition_files(session: Session, splits: Splits) -> list[Path]:
 
 
 def labels(session: Session, on_start: Callable[[StoredSource], None] = lambda stored: None) -> StoredSource:
-    """The teacher's pseudo-targets for the partitions, and its predictions for the test inputs."""
+    """The teacher's pseudo-targets for the partitions."""
     splits = read_rows(session)
     inputs = {part_name(i): file for i, file in enumerate(partition_files(session, splits))}
     return distill.label_by_teacher(session, splits, inputs, on_start)

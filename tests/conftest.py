@@ -25,7 +25,7 @@ name: r
 output: {output}
 method: {{kind: distill}}
 data: {{unlabelled: {{kind: jsonl, path: rows.jsonl}}, max_bad_rows: {bad}}}
-teacher: {{model: {{kind: checkpoint, path: t}}}}
+teachers: {{main: {{model: {{kind: checkpoint, path: t}}}}}}
 student: {{model: {{kind: checkpoint, path: s}}, training: {{learning_rate: 0.1, max_steps: 1}}}}
 """
 T5 = {

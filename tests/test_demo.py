@@ -24,8 +24,8 @@ def test_distillation_beats_the_control_arm_over_three_seeds(tmp_path):
         if seed != SEEDS[0]:  # one teacher for all, whose answers are in the store: what differs is the students
             first = tmp_path / f"seed-{SEEDS[0]}"
             overrides += [
-                f"teacher.model={{kind: checkpoint, path: {first}/teacher/fine_tune/model}}",
-                "teacher.fine_tune=null",
+                f"teachers.main.model={{kind: checkpoint, path: {first}/teacher/fine_tune/model}}",
+                "teachers.main.fine_tune=null",
                 "data.gold=null",
                 f"tokenizer={{kind: pretrained, path: {first}/tokenizer}}",
             ]

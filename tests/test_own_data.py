@@ -86,7 +86,7 @@ def test_the_page_as_written(tmp_path, endpoint):
     model = small_bert(tmp_path / "model")
     text = RECIPE.replace("https://api.example.com/v1", endpoint).replace("/models/MiniLM", str(model))
     recipe = yaml.safe_load(text)
-    recipe["teacher"]["engine"]["requests_per_minute"] = 60_000
+    recipe["teachers"]["main"]["engine"]["requests_per_minute"] = 60_000
     recipe["student"]["training"] |= {"learning_rate": 0.02, "epochs": 3, "evaluate_every": 10, "batch_tokens": 128}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(recipe))
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

@@ -18,12 +18,12 @@ from ray_head import ADDRESS, finished, head
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
 SHORT = [
-    "teacher.fine_tune.max_steps=2",
+    "teachers.main.fine_tune.max_steps=2",
     "student.training.max_steps=2",
     "student.training.evaluate_every=1",
     "data.unlabelled.limit=100",
     "data.gold.limit=2000",
-    "data.test.limit=50",
+    "data.test.main.limit=50",
 ]
 
 
@@ -88,7 +88,7 @@ def test_job_submit_as_written(tmp_path):
 @pytest.mark.timeout(600)
 def test_a_job_that_is_stopped_takes_its_engines_along(tmp_path):
     """vLLM runs in a process of its own, which Ray does not know."""
-    more = ["data.unlabelled.limit=100000", f"output={tmp_path / 'runs'}", "teacher.fine_tune.max_steps=2"]
+    more = ["data.unlabelled.limit=100000", f"output={tmp_path / 'runs'}", "teachers.main.fine_tune.max_steps=2"]
     with head(tmp_path, RAYKD_TEST="stopped") as environment:
         submit = ["ray", "job", "submit", "--no-wait", "--submission-id", "raykd-stopped", "--working-dir", "."]
         done = finished(environment, *submit, "--", "python", "-m", "raykd", "label", "demo", *more, cwd=ROOT)

@@ -3,8 +3,8 @@
 from ray import tune
 
 SPACE = {
-    "teacher.sampling.temperature": 1.0,
-    "teacher.sampling.n": tune.choice([1, 2, 4, 8]),
+    "teachers.main.passes.pseudo_targets.temperature": 1.0,
+    "teachers.main.passes.pseudo_targets.n": tune.choice([1, 2, 4, 8]),
     "student.training.sequences.union": tune.choice(
         [[{"pass": "pseudo_targets", "samples": "rotate"}], [{"pass": "pseudo_targets", "samples": "all"}]]
     ),

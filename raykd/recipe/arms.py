@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raykd.recipe.data import Rows
 from raykd.recipe.section import Section
@@ -27,3 +27,14 @@ class Arms(Section):
 
     gold_only: GoldOnly | None = None
     distilled: bool = Field(default=False, description="with mckd: a student of plain distillation as well")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        others = [str(name) for name in value if name not in cls.model_fields] if isinstance(value, dict) else []
+        if others:
+            raise ValueError(
+                f"arms of changed fields are not trained yet: expected {' or '.join(cls.model_fields)}, "
+                f"found {', '.join(others):.80}"
+            )
+        return value

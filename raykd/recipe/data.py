@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from raykd.recipe.named import check_one_named
 from raykd.recipe.section import Section
 
 
@@ -55,14 +56,30 @@ class Data(Section):
 
     unlabelled: Rows = Field(description="inputs that the teacher labels; a target column is for the report only")
     gold: Rows | None = Field(
-        default=None, description="gold pairs, for teacher.fine_tune, method.gold and sequences of kind gold or mixture"
+        default=None,
+        description="gold pairs, for fine_tune of a teacher, method.gold and sequences of kind gold or mixture",
     )
     dev: Rows | None = Field(
         default=None,
-        description="gold pairs that choose the best checkpoint of teacher.fine_tune and of arms.gold_only",
+        description="gold pairs that choose the best checkpoint of a teacher's fine_tune and of arms.gold_only",
     )
-    test: Rows | None = Field(default=None, description="gold pairs that every arm is scored on")
+    test: dict[str, Rows] | None = Field(
+        default=None, description="gold pairs that every arm is scored on, by a name; one set of them so far"
+    )
     max_bad_rows: int = Field(
         default=0, ge=0, description="how many bad rows are left out and reported; one more ends the run"
     )
     licence: str = "not stated"
+
+    @field_validator("test", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("kind"), str):
+            raise ValueError(f"expected rows by a name, {{main: {{kind: {value['kind']:.40}, ...}}}}, found rows")
+        check_one_named(value, "set of test rows", "main: {kind: jsonl, path: test.jsonl}")
+        return value
+
+    @property
+    def test_rows(self) -> Rows | None:
+        """The one set of test rows; None if there is none."""
+        return next(iter(self.test.values())) if self.test else None

@@ -96,7 +96,7 @@ class Sampling(Section):
             raise ValueError("seeded does nothing at temperature 0")
         twice = [name for name in self.options if name in type(self).model_fields]
         if twice:
-            raise ValueError(f"options.{twice[0]}: give sampling.{twice[0]} instead")
+            raise ValueError(f"options.{twice[0]}: set {twice[0]} beside options instead")
         return self
 
 

@@ -87,6 +87,9 @@ def resolve_paths(recipe: Recipe) -> Recipe:
                 if new is not old:
                     changes[name] = new
             return value.model_copy(update=changes) if changes else value
+        if isinstance(value, dict):
+            parts = {name: absolute(part) for name, part in value.items()}
+            return parts if any(parts[name] is not value[name] for name in value) else value
         return value
 
     resolved = absolute(recipe)
@@ -145,9 +148,12 @@ def _one_line(error: Any) -> str:
     names: list[str] = []  # of the field, as a user writes it
     annotation: Any = Recipe
     for part in error["loc"]:
-        if isinstance(part, int) and get_origin(annotation) is list:
+        if part == "[key]":  # the name before it is what is wrong
+            continue
+        container = _container(annotation)
+        if container is not None:
             names.append(str(part))
-            annotation = get_args(annotation)[0]
+            annotation = get_args(container)[-1]
             continue
         models = _models(annotation)
         by_kind = [
@@ -174,6 +180,15 @@ def _hint(key: str, models: list[type[BaseModel]]) -> str:
     known = [name for model in models for name in model.model_fields]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+
+
+def _container(annotation: Any) -> Any:
+    """The type of a list or mapping that a field of this type may be; None if it is neither."""
+    if get_origin(annotation) in (dict, list):
+        return annotation
+    if isinstance(annotation, type) or get_origin(annotation) is Literal:
+        return None
+    return next((found for found in map(_container, get_args(annotation)) if found is not None), None)
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

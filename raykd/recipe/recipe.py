@@ -5,13 +5,17 @@ Every default is written once, in its section, with its unit. Loading a recipe i
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
 
 from raykd.recipe.arms import Arms
 from raykd.recipe.cluster import Cluster
 from raykd.recipe.data import Data
 from raykd.recipe.methods import Method
+from raykd.recipe.metrics import Metrics
 from raykd.recipe.models import Tokenizer
+from raykd.recipe.named import check_one_named
 from raykd.recipe.pseudo_targets import PseudoTargetRules
 from raykd.recipe.roles import Student, Teacher
 from raykd.recipe.rules import RULES
@@ -29,22 +33,35 @@ class Recipe(Section):
     method: Method
     data: Data
     tokenizer: Tokenizer | None = Field(default=None, description="the tokenizer of models with random weights")
-    teacher: Teacher
+    teachers: dict[str, Teacher] = Field(description="the teacher, by a name; one so far")
     student: Student
     pseudo_targets: PseudoTargetRules = PseudoTargetRules()
     arms: Arms = Arms()
-    metrics: list[str] = Field(
-        default=[],
-        description="metrics that score every arm: names in raykd.metrics.METRICS, or module:function",
-    )
+    metrics: Metrics = Field(default=[], description="metrics that score every arm on the test rows")
     cluster: Cluster = Cluster()
     trackers: list[Tracker] = Field(
         default=[],
         description="trackers beside log.jsonl and TensorBoard that trainings log to; changes no result",
     )
 
+    @field_validator("teachers", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        check_one_named(value, "teacher", "main: {model: {kind: checkpoint, path: big}}")
+        return value
+
     @model_validator(mode="after")
     def _follows_rules(self) -> Recipe:
         for rule in RULES:
             rule(self)
         return self
+
+    @property
+    def teacher_name(self) -> str:
+        """The name of the one teacher."""
+        return next(iter(self.teachers))
+
+    @property
+    def teacher(self) -> Teacher:
+        """The one teacher."""
+        return self.teachers[self.teacher_name]

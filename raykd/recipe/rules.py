@@ -20,14 +20,27 @@ if TYPE_CHECKING:
     from raykd.recipe.recipe import Recipe
 
 
+def _teacher(recipe: Recipe) -> str:
+    """Where the teacher stands in the recipe."""
+    return f"teachers.{recipe.teacher_name}"
+
+
 def _roles(recipe: Recipe) -> list[tuple[str, Teacher | Student]]:
-    return [("teacher", recipe.teacher), ("student", recipe.student)]
+    return [(_teacher(recipe), recipe.teacher), ("student", recipe.student)]
+
+
+def _samplings(role: Teacher | Student) -> list[tuple[str, Sampling]]:
+    """Where each sampling stands in a role's section, and the sampling."""
+    if isinstance(role, Student):
+        return [("sampling", role.sampling)]
+    answering = [("answering", role.answering)] if role.answering else []
+    return [(f"passes.{role.pass_name}", role.sampling), *answering]
 
 
 def _trainings(recipe: Recipe) -> Iterator[tuple[str, Teacher | Student, Training]]:
     """Where a training stands in the recipe, whose it is, and the training."""
     if recipe.teacher.fine_tune:
-        yield "teacher.fine_tune", recipe.teacher, recipe.teacher.fine_tune
+        yield f"{_teacher(recipe)}.fine_tune", recipe.teacher, recipe.teacher.fine_tune
     yield "student.training", recipe.student, recipe.student.training
 
 
@@ -53,7 +66,7 @@ def only_a_classification_has_labels(recipe: Recipe) -> None:
 def labels_are_the_same(recipe: Recipe) -> None:
     labels = recipe.teacher.labels, recipe.student.labels
     if all(labels) and labels[0] != labels[1]:
-        raise ValueError(f"teacher.labels {labels[0]} and student.labels {labels[1]} must be the same")
+        raise ValueError(f"{_teacher(recipe)}.labels {labels[0]} and student.labels {labels[1]} must be the same")
 
 
 def a_task_head_writes_no_text(recipe: Recipe) -> None:
@@ -64,13 +77,14 @@ def a_task_head_writes_no_text(recipe: Recipe) -> None:
             raise ValueError(
                 f"{name}: engine: expected kind transformers for a model whose task is {role.task}, found vllm"
             )
-        if role.sampling != Sampling():
-            raise ValueError(f"{name}: sampling does nothing: a model whose task is {role.task} answers once")
+        for field, sampling in _samplings(role):
+            if sampling != Sampling():
+                raise ValueError(f"{name}: {field} does nothing: a model whose task is {role.task} answers once")
 
 
 def losses_are_of_the_task(recipe: Recipe) -> None:
     for name, role, training in _trainings(recipe):
-        place = name.partition(".")[0]
+        place = name.rpartition(".")[0]
         for loss_name, loss in training.losses.items():
             if loss.features and role.task == "generation":
                 raise ValueError(f"{place}: losses.{loss_name} compares hidden states of encoders, found a generation")
@@ -92,32 +106,34 @@ def a_task_head_is_taught_in_process(recipe: Recipe) -> None:
         kind = training.outputs_for(sampled=False).kind
         if role.task != "generation" and training.needs_teacher() and kind != "in_process":
             raise ValueError(
-                f"{name.partition('.')[0]}: training.teacher: expected kind in_process for a {role.task}, found {kind}"
+                f"{name}.teacher: expected kind in_process for a {role.task}, found {kind}"
             )
 
 
 def a_teacher_has_the_students_task(recipe: Recipe) -> None:
     if recipe.student.training.needs_teacher() and recipe.student.task != recipe.teacher.task:
-        raise ValueError(f"teacher.task: expected {recipe.student.task}, the student's, found {recipe.teacher.task}")
+        expected = f"expected {recipe.student.task}, the student's, found {recipe.teacher.task}"
+        raise ValueError(f"{_teacher(recipe)}.task: {expected}")
 
 
 def an_endpoint_model_is_behind_an_endpoint(recipe: Recipe) -> None:
     model, engine = recipe.teacher.model.kind, recipe.teacher.engine.kind
     if (model == "endpoint") != (engine == "endpoint"):
         raise ValueError(
-            f"teacher: model of kind endpoint and engine of kind endpoint go together, found {model} and {engine}"
+            f"{_teacher(recipe)}: model of kind endpoint and engine of kind endpoint go together, "
+            f"found {model} and {engine}"
         )
 
 
 def an_endpoint_model_is_not_fine_tuned(recipe: Recipe) -> None:
     if recipe.teacher.model.kind == "endpoint" and recipe.teacher.fine_tune:
-        raise ValueError("teacher: fine_tune: a model behind an endpoint cannot be trained here")
+        raise ValueError(f"{_teacher(recipe)}: fine_tune: a model behind an endpoint cannot be trained here")
 
 
 def an_endpoint_gives_texts(recipe: Recipe) -> None:
     payload = recipe.teacher.payload.kind
     if recipe.teacher.engine.kind == "endpoint" and payload not in ("auto", "text"):
-        raise ValueError(f"teacher: payload: an endpoint gives texts, found {payload}")
+        raise ValueError(f"{_teacher(recipe)}: payload: an endpoint gives texts, found {payload}")
 
 
 def no_loss_reads_an_endpoint(recipe: Recipe) -> None:
@@ -132,8 +148,9 @@ def a_student_is_behind_no_endpoint(recipe: Recipe) -> None:
 
 def samples_are_seeded_by_vllm(recipe: Recipe) -> None:
     for name, role in _roles(recipe):
-        if role.sampling.seeded and role.engine.kind == "transformers":
-            raise ValueError(f"{name}.sampling.seeded: only vllm seeds each sample, the engine is transformers")
+        for field, sampling in _samplings(role):
+            if sampling.seeded and role.engine.kind == "transformers":
+                raise ValueError(f"{name}.{field}.seeded: only vllm seeds each sample, the engine is transformers")
 
 
 def a_student_writes_one_sample(recipe: Recipe) -> None:
@@ -156,14 +173,16 @@ def an_untrained_teacher_is_fine_tuned(recipe: Recipe) -> None:
     if recipe.teacher.fine_tune:
         return
     if recipe.teacher.model.kind == "config":
-        raise ValueError("a teacher of kind config has random weights: it needs teacher.fine_tune")
+        raise ValueError(f"a teacher of kind config has random weights: it needs {_teacher(recipe)}.fine_tune")
     if recipe.teacher.model.kind == "pruned":
-        raise ValueError("a teacher of kind pruned lacks layers it was trained with: it needs teacher.fine_tune")
+        raise ValueError(
+            f"a teacher of kind pruned lacks layers it was trained with: it needs {_teacher(recipe)}.fine_tune"
+        )
 
 
 def a_fine_tuned_teacher_has_no_teacher(recipe: Recipe) -> None:
     if recipe.teacher.fine_tune and recipe.teacher.fine_tune.needs_teacher():
-        raise ValueError("teacher.fine_tune.losses: a teacher that is fine-tuned has no teacher")
+        raise ValueError(f"{_teacher(recipe)}.fine_tune.losses: a teacher that is fine-tuned has no teacher")
 
 
 # ----------------------------------------------------------------------------------------------------------------- data
@@ -173,7 +192,7 @@ def gold_is_there_where_it_is_needed(recipe: Recipe) -> None:
     if recipe.data.gold is not None:
         return
     if recipe.teacher.fine_tune:
-        raise ValueError("teacher.fine_tune needs data.gold")
+        raise ValueError(f"{_teacher(recipe)}.fine_tune needs data.gold")
     if "gold" in recipe.student.training.sequences.sources():
         raise ValueError("student.training.sequences: the source gold needs data.gold")
     if isinstance(recipe.method, Mckd) and recipe.method.gold:
@@ -184,12 +203,12 @@ def gold_has_a_use(recipe: Recipe) -> None:
     learned = "gold" in recipe.student.training.sequences.sources()
     mixed_in = isinstance(recipe.method, Mckd) and recipe.method.gold
     if recipe.data.gold is not None and not (recipe.teacher.fine_tune or learned or mixed_in):
-        raise ValueError("data.gold does nothing without teacher.fine_tune")
+        raise ValueError(f"data.gold does nothing without {_teacher(recipe)}.fine_tune")
 
 
 def dev_has_a_use(recipe: Recipe) -> None:
     if recipe.data.dev is not None and not (recipe.teacher.fine_tune or recipe.arms.gold_only):
-        raise ValueError("data.dev does nothing without teacher.fine_tune or arms.gold_only")
+        raise ValueError(f"data.dev does nothing without {_teacher(recipe)}.fine_tune or arms.gold_only")
 
 
 def test_rows_and_metrics_go_together(recipe: Recipe) -> None:
@@ -197,6 +216,8 @@ def test_rows_and_metrics_go_together(recipe: Recipe) -> None:
         raise ValueError("data.test does nothing without metrics")
     if recipe.metrics and recipe.data.test is None:
         raise ValueError("metrics do nothing without data.test")
+    if recipe.teacher.answering is not None and recipe.data.test is None:
+        raise ValueError(f"{_teacher(recipe)}.answering does nothing without data.test")
 
 
 # ------------------------------------------------------------------------------------------------------- pseudo-targets
@@ -204,7 +225,8 @@ def test_rows_and_metrics_go_together(recipe: Recipe) -> None:
 
 def a_vote_has_several_samples(recipe: Recipe) -> None:
     if recipe.pseudo_targets.vote and recipe.teacher.sampling.n < 2:
-        raise ValueError("pseudo_targets.vote: a vote needs teacher.sampling.n of 2 or more")
+        name = f"{_teacher(recipe)}.passes.{recipe.teacher.pass_name}"
+        raise ValueError(f"pseudo_targets.vote: a vote needs {name}.n of 2 or more")
 
 
 def selected_pseudo_targets_are_texts(recipe: Recipe) -> None:
@@ -282,15 +304,15 @@ def only_a_top_k_has_a_tail(recipe: Recipe) -> None:
     if not isinstance(recipe.method, Distill):  # students of mckd record their top-k, whatever the teacher records
         return
     if isinstance(source, StoredOutputs) and not source.is_default("tail") and payload in ("sampled", "hidden"):
-        raise ValueError(f"student.training.teacher.tail does nothing: teacher.payload is {payload}")
+        raise ValueError(f"student.training.teacher.tail does nothing: {_teacher(recipe)}.payload is {payload}")
 
 
 def texts_teach_no_distribution(recipe: Recipe) -> None:
     if isinstance(recipe.method, Distill) and _learns_from_store(recipe) and recipe.teacher.payload.kind == "text":
         name = recipe.student.training.teacher_losses()[0]
         raise ValueError(
-            f"student.training.losses.{name} reads the teacher's probabilities from the store: teacher.payload: "
-            "expected top_k, sampled or hidden, found text"
+            f"student.training.losses.{name} reads the teacher's probabilities from the store: "
+            f"{_teacher(recipe)}.payload: expected top_k, sampled or hidden, found text"
         )
 
 
@@ -307,20 +329,20 @@ def draws_are_of_losses_that_work_with_them(recipe: Recipe) -> None:
         loss = training.losses[name]
         if not isinstance(loss, SoftCrossEntropy) or loss.temperature != 1:
             raise ValueError(
-                f"student.training.losses.{name}: teacher.payload is sampled, and drawn tokens serve "
+                f"student.training.losses.{name}: {_teacher(recipe)}.payload is sampled, and drawn tokens serve "
                 "soft_cross_entropy at temperature 1 alone"
             )
 
 
 def a_fine_tuned_teacher_learns_gold_alone(recipe: Recipe) -> None:
     if recipe.teacher.fine_tune and not recipe.teacher.fine_tune.is_default("sequences"):
-        raise ValueError("teacher.fine_tune.sequences does nothing: a teacher learns data.gold")
+        raise ValueError(f"{_teacher(recipe)}.fine_tune.sequences does nothing: a teacher learns data.gold")
 
 
 def dev_rows_replace_a_holdout(recipe: Recipe) -> None:
     fine_tune = recipe.teacher.fine_tune
     if fine_tune and recipe.data.dev is not None and not fine_tune.is_default("holdout"):
-        raise ValueError("teacher.fine_tune.holdout does nothing: data.dev chooses the checkpoint")
+        raise ValueError(f"{_teacher(recipe)}.fine_tune.holdout does nothing: data.dev chooses the checkpoint")
 
 
 def a_task_head_writes_no_tokens(recipe: Recipe) -> None:

@@ -29,7 +29,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 from raykd.errors import RecipeError
 from raykd.metrics import lower_is_better
 from raykd.recipe.load import changed_recipe
+from raykd.recipe.metrics import metric_kinds
 from raykd.recipe.recipe import Recipe
+from raykd.recipe.renamed import renamed_names
 from raykd.recipe.section import Section
 
 FIELD = re.compile(r"\w+(\.\w+)+")
@@ -178,6 +180,8 @@ def _check_shape(path: Path, fields: dict[str, Any]) -> None:
     for name, value in fields.items():
         if not _is_choice(name):
             continue
+        if old_names := renamed_names({name: None}):
+            raise RecipeError(f"{path}: SPACE.{old_names[0]}")
         if not isinstance(value, dict) or not value or not all(isinstance(part, dict) for part in value.values()):
             raise RecipeError(f"{path}: SPACE.{name}: expected a recipe field, or a name with {{choice: fields}}")
         for part in value.values():
@@ -276,12 +280,12 @@ def resolve_goals(space: Space, recipe: Recipe) -> list[Objective]:
     Raises RecipeError for a metric that no trial reports, one that trials cannot be compared by, and a scheduler that
     does not go with the goals.
     """
-    training = recipe.student.training
-    reported = ["dev_loss", *training.dev_metrics]
+    dev_metrics = metric_kinds(recipe.student.training.dev_metrics)
+    reported = ["dev_loss", *dev_metrics]
     losses_differ = any(name.startswith("student.training.losses") for name in _all_fields(space.fields))
     objectives = []
     for goal in space.goals:
-        metric = goal.metric or (training.dev_metrics or ["dev_loss"])[0]
+        metric = goal.metric or (dev_metrics or ["dev_loss"])[0]
         if metric not in [*reported, *AT_THE_END]:
             raise RecipeError(
                 f"{space.name}: GOAL.metric: nobody reports {metric!r}; known: {', '.join([*reported, *AT_THE_END])}"

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from raykd.recipe.losses import AnyLoss, CrossEntropy, default_kinds
+from raykd.recipe.metrics import Metrics, metric_kinds
 from raykd.recipe.models import Lora
 from raykd.recipe.section import Section
 
@@ -123,7 +124,7 @@ class Sequences(Section):
 
 
 class StoredOutputs(Section):
-    """The teacher's outputs are read from the store, where the teacher pass recorded them (teacher.payload)."""
+    """The teacher's outputs are read from the store, where the teacher pass recorded them (the teacher's payload)."""
 
     kind: Literal["store"]
     tail: Literal["bucket", "renormalise", "refuse"] = Field(
@@ -213,15 +214,15 @@ class Training(Section):
         default=200, gt=0, description="steps or epochs (evaluate_unit) between two evaluations and checkpoints"
     )
     evaluate_unit: Literal["steps", "epochs"] = "steps"
-    dev_metrics: list[str] = Field(
-        default=[], description="metrics of greedy predictions for the dev rows, named as in the recipe's metrics"
+    dev_metrics: Metrics = Field(
+        default=[], description="metrics of greedy predictions for the dev rows, as in the recipe's metrics"
     )
     dev_prediction_rows: int = Field(
         default=256, ge=1, description="how many of the dev rows, from the first, dev_metrics use"
     )
     dev_prediction_tokens: int = Field(default=64, ge=1, description="maximum length of a prediction for a dev row")
     choose_by: str = Field(
-        default="dev_loss", description="dev_loss, or one of dev_metrics, by which the best checkpoint is selected"
+        default="dev_loss", description="dev_loss, or a kind of dev_metrics, by which the best checkpoint is selected"
     )
     patience: int | None = Field(
         default=None, ge=1, description="stop after this many evaluations in a row that are not better than the best"
@@ -255,8 +256,8 @@ class Training(Section):
                 raise ValueError(f"losses.{name}: the log has another number of this name: choose another")
         if self.evaluate_unit == "steps" and self.evaluate_every != int(self.evaluate_every):
             raise ValueError(f"evaluate_every: expected whole steps, found {self.evaluate_every:g}")
-        if self.choose_by != "dev_loss" and self.choose_by not in self.dev_metrics:
-            raise ValueError(f"choose_by: expected dev_loss or one of dev_metrics, found {self.choose_by!r}")
+        if self.choose_by not in ("dev_loss", *metric_kinds(self.dev_metrics)):
+            raise ValueError(f"choose_by: expected dev_loss or a kind of dev_metrics, found {self.choose_by!r}")
         for name in ("dev_prediction_rows", "dev_prediction_tokens"):
             if not self.dev_metrics and not self.is_default(name):
                 raise ValueError(f"{name} does nothing without dev_metrics")

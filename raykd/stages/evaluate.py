@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from raykd import metrics
 from raykd.data.examples import Example
 from raykd.data.tasks.formats import TREES
 from raykd.models import card
+from raykd.recipe.generation import TextPayload
+from raykd.recipe.metrics import metric_kinds
 from raykd.recipe.roles import Student, Teacher
 from raykd.run import remote
 from raykd.run.files import fingerprint, write_text
 from raykd.run.manifests import StageAbout
 from raykd.run.session import Session
 from raykd.stages.label import label_inputs
-from raykd.stages.labelling import TEACHER_LINEAGE, LabellingRequest, read_samples
-from raykd.stages.rows import json_lines, output_format
-from raykd.stages.select import best_sample
+from raykd.stages.labelling import LabellingRequest, read_pseudo_targets
+from raykd.stages.rows import json_lines
 
 PREDICTIONS = "predictions.jsonl"  # {id, input, prediction, references} for each test example
 TREE_LABEL = re.compile(r"(?<=\()[^\s()]+")  # the label of a bracket
@@ -32,10 +33,9 @@ def evaluate_arm(
 ) -> dict[str, float]:
     """{metric: score} of an arm's model on the test examples, for the recipe's metrics; empty without test examples.
 
-    `model` is the model's folder, or its name at an endpoint; `role` says how it is prompted and decoded. If a teacher
-    writes several samples, its prediction is the first one, or the winner of their vote if the recipe has
-    `pseudo_targets.vote`. An input that the model rejects has an empty prediction. Scores are also written into the
-    model's card.
+    `model` is the model's folder, or its name at an endpoint; `role` says how it is prompted and decoded, a teacher by
+    its `answering`. An input that the model rejects has an empty prediction. Scores are also written into the model's
+    card.
 
     Raises the errors of `label_inputs`; RecipeError for an unknown metric, DataError if a metric has nothing to score.
     """
@@ -45,10 +45,12 @@ def evaluate_arm(
     request = LabellingRequest(
         name=f"evaluate/{arm}-predictions", model=model, role=role, sources={"test": test}, about=about
     )
-    samples = read_samples(label_inputs(session, request), "test", TEACHER_LINEAGE)
-    vote = session.recipe.pseudo_targets.vote and isinstance(role, Teacher)
-    best = [best_sample(output_format(session), candidates) if vote else candidates[0] for candidates in samples]
-    by_input = {example.input: example.target or "" for example in best}
+    if isinstance(role, Teacher) and not role.answers_as_it_labels():
+        texts, reason = TextPayload(kind="text", logprobs=False), "answers are scored as texts"
+        answering = role.with_sampling(role.answering_sampling())
+        request = replace(request, role=answering, payload=texts, payload_reason=reason)
+    answers = read_pseudo_targets(label_inputs(session, request), "test")
+    by_input = {example.input: example.target or "" for example in answers}
 
     def work(folder: Path) -> tuple[dict, dict]:
         predictions = [by_input.get(example.input, "") for example in test]
@@ -63,7 +65,7 @@ def evaluate_arm(
             remote.send(Path(model) / card.CARD)
         return {"arm": arm, "rows": len(test), "metrics": scores, "model": model}, {"rows": len(test)}
 
-    inputs = {"predictions": fingerprint(sorted(by_input.items())), "metrics": session.recipe.metrics}
+    inputs = {"predictions": fingerprint(sorted(by_input.items())), "metrics": metric_kinds(session.recipe.metrics)}
     scores = session.stage(f"evaluate/{arm}", "evaluate", inputs, work, about)["metrics"]
     session.console.say(f"{arm}: " + ", ".join(f"{name} {score:.2f}" for name, score in scores.items()))
     return scores
@@ -112,10 +114,11 @@ def score_pseudo_targets(
         results = {"round": about.round or 0, "labeller": labeller, "rows": len(with_gold), "metrics": scores}
         return results, {"rows": len(with_gold)}
 
-    inputs = {"targets": fingerprint([[e.input, e.target] for e in with_gold]), "metrics": session.recipe.metrics}
+    targets = fingerprint([[e.input, e.target] for e in with_gold])
+    inputs = {"targets": targets, "metrics": metric_kinds(session.recipe.metrics)}
     session.stage(name, "quality", inputs, work, about)
 
 
 def _scores(session: Session, predictions: list[str], examples: list[Example]) -> dict[str, float]:
     references = [example.references_with_target() for example in examples]
-    return {name: metrics.get(name)(predictions, references) for name in session.recipe.metrics}
+    return {name: metrics.get(name)(predictions, references) for name in metric_kinds(session.recipe.metrics)}

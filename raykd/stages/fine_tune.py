@@ -12,7 +12,7 @@ STAGE = "teacher/fine_tune"
 
 
 def fine_tuned_teacher(session: Session, splits: Splits) -> str:
-    """The folder of the teacher, which is fine-tuned first if the recipe has `teacher.fine_tune`.
+    """The folder of the teacher, which is fine-tuned first if the recipe has `fine_tune` for it.
 
     For a teacher behind an endpoint it returns the model's name. Raises the errors of `train_students`.
     """

@@ -89,9 +89,9 @@ def label_inputs(
     store, with the payload that was requested. `on_start` is called with the same value as soon as the prompts are
     written and the store is open, before the first pseudo-target, so that a student can follow the labelling.
 
-    Raises StoreError if `teacher.store` holds other pseudo-targets or a shard is damaged, EngineError if the engine
-    cannot be opened or dies too often, DataError for more bad rows than data.max_bad_rows allows, RunError if the
-    stage is complete with other inputs.
+    Raises StoreError if the teacher's `store` holds other pseudo-targets or a shard is damaged, EngineError if the
+    engine cannot be opened or dies too often, DataError for more bad rows than data.max_bad_rows allows, RunError if
+    the stage is complete with other inputs.
     """
     plan = _plan(session, request)
     inputs = {
@@ -131,7 +131,7 @@ def _plan(session: Session, request: LabellingRequest) -> _Plan:
         **({"seed": session.recipe.seed} if role.sampling.temperature and not request.score else {}),
     }
     recorded = (
-        RecordedPayload(request.payload, "the method needs it")
+        RecordedPayload(request.payload, request.payload_reason)
         if request.payload
         else recorded_payload(session, role, folder)
     )

@@ -43,6 +43,7 @@ class LabellingRequest:
     role     the recipe's section teacher or student: prompt, decoding, engine
     sources  by name ("unlabelled", "test", "part-0", ...) a parquet file of examples, or a list of examples
     payload  recorded beside texts; None: the payload that `stages.label.recorded_payload` derives from the recipe
+    payload_reason  why this payload is recorded, for the report
     score    the model writes nothing, but scores the examples' targets: log-probabilities and payload are stored
     about    arm, round and partition of the stage, for its manifest
     rejected_are_bad  an input that the model rejects is a bad row, which data.max_bad_rows must allow
@@ -53,6 +54,7 @@ class LabellingRequest:
     role: Teacher | Student
     sources: Mapping[str, Path | list[Example]]
     payload: Payload | None = None
+    payload_reason: str = "the method needs it"
     score: bool = False
     rejected_are_bad: bool = True
     about: StageAbout = EVERY_ARM

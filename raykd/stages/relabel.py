@@ -13,6 +13,7 @@ from raykd.data.examples import Example, Lineage, load_examples
 from raykd.data.sources import StoredSource
 from raykd.errors import DataError
 from raykd.recipe.generation import TextPayload, TopKPayload
+from raykd.recipe.metrics import metric_kinds
 from raykd.run.manifests import StageAbout
 from raykd.run.session import Session
 from raykd.stages.label import label_inputs
@@ -71,7 +72,7 @@ def measure_memorisation(
     relabellings  for each partition the labelling by its student
     before        for each partition the pseudo-targets that its student learnt
     """
-    metric = (session.recipe.metrics or ["exact_match"])[0]
+    metric = next(iter(metric_kinds(session.recipe.metrics)), "exact_match")
     learnt = [{example.input: example.target or "" for example in part} for part in before]
 
     def agreement(stored: StoredSource, source: str, part: int) -> float | None:

@@ -21,6 +21,7 @@ from raykd.errors import RecipeError
 from raykd.models.files import check_model, is_encoder_decoder
 from raykd.recipe.data import FileRows, Rows
 from raykd.recipe.methods import Mckd
+from raykd.recipe.metrics import metric_kinds
 from raykd.recipe.models import EndpointModel
 from raykd.recipe.recipe import Recipe
 from raykd.run import remote
@@ -42,7 +43,7 @@ def read_rows(session: Session) -> Splits:
         "unlabelled": recipe.data.unlabelled,
         "gold": recipe.data.gold,
         "dev": recipe.data.dev,
-        "test": recipe.data.test,
+        "test": recipe.data.test_rows,
         "control": recipe.arms.gold_only.rows if recipe.arms.gold_only else None,
     }
     sources = {name: source for name, source in named.items() if source is not None}
@@ -81,7 +82,7 @@ def check_recipe(session: Session) -> None:
         spec = importlib.util.find_spec(tracker.kind)
         if spec is None or spec.origin is None:  # W&B leaves folders of its own name, which pass for packages
             raise RecipeError(f"trackers: {tracker.kind} is not installed: pip install raykd[{tracker.kind}]")
-    for name in (*recipe.metrics, *recipe.student.training.dev_metrics):
+    for name in metric_kinds((*recipe.metrics, *recipe.student.training.dev_metrics)):
         metrics.get(name)
     output_format(session)
     consistency = recipe.method.consistency_filter if isinstance(recipe.method, Mckd) else None
@@ -97,7 +98,7 @@ def check_recipe(session: Session) -> None:
 
 
 def _check_models(recipe: Recipe) -> None:
-    for role, field in ((recipe.teacher, "teacher"), (recipe.student, "student")):
+    for role, field in ((recipe.teacher, f"teachers.{recipe.teacher_name}"), (recipe.student, "student")):
         if isinstance(role.model, EndpointModel):
             continue
         check_model(role.model)

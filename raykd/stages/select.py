@@ -118,7 +118,7 @@ def _retrying_teacher(session: Session, number: int) -> Teacher:
     same_temperature = rules.retry_temperature == teacher.sampling.temperature
     before = teacher.sampling.n if same_temperature else 0  # samples that the same store holds already
     sampling = teacher.sampling.model_copy(update={"temperature": rules.retry_temperature, "n": before + number})
-    return teacher.model_copy(update={"sampling": sampling, "store": teacher.store if same_temperature else None})
+    return teacher.with_sampling(sampling)
 
 
 def best_sample(form: Format, samples: list[Example]) -> Example:

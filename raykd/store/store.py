@@ -52,7 +52,7 @@ class Store:
         if about is None:
             raise StoreError(f"{self.path}: no store there")
         if about.get("format") == 1:
-            raise StoreError(f"{self.path}: format 1; a run with teacher.store: {self.path} brings it to {FORMAT}")
+            raise StoreError(f"{self.path}: format 1; a run with it as teachers.NAME.store brings it to {FORMAT}")
         return checked_format(self.path, about)
 
     @property

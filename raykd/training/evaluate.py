@@ -15,6 +15,7 @@ from raykd.errors import DataError
 from raykd.losses import divergences
 from raykd.losses.loss import FeatureBatch, make_loss
 from raykd.models import task_heads
+from raykd.recipe.metrics import metric_kinds
 from raykd.training import batches
 from raykd.training.features import added, draw_of, features_over
 from raykd.training.forward import StepBatch, forward, joined_weights, step_batch
@@ -95,7 +96,7 @@ def dev_metrics(setup: TrainingSetup) -> dict[str, float]:
     else:
         predictions, references = _predicted(setup, dev)
     scores = {}
-    for name in settings.dev_metrics:
+    for name in metric_kinds(settings.dev_metrics):
         with suppress(DataError):  # nothing to score
             scores[name] = metrics.get(name)(predictions, [[reference] for reference in references])
     return scores

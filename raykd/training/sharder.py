@@ -205,7 +205,7 @@ class BatchSharder:
 
 
 def dev_micro_batches(dev: DevRows, sharder: BatchSharder) -> Iterator[MicroBatch]:
-    """The dev rows of a worker, by length; a silent micro-batch where it has none, or where workers need equally many."""
+    """The dev rows of a worker, by length; a silent micro-batch if it has none, or if workers need equally many."""
     budget = sharder.training.micro_batch_tokens or sharder.training.batch_tokens
     pieces = batches.by_length(sharder.lengths.of(dev.dataset, dev.targets).sum(axis=1).tolist(), budget)
     own = pieces[sharder.rank :: sharder.world]

@@ -73,7 +73,8 @@ def raylets(kind: str) -> list[int]:
 
 def test_nodes_come_when_they_are_needed_and_go_again(tmp_path, tiny_models):
     model = {"kind": "checkpoint", "path": str(tiny_models["llama"])}
-    teacher = {"model": model, "prompt": "{input} =>", "sampling": {"max_tokens": 10}, "shard_rows": 16}
+    teacher = {"model": model, "prompt": "{input} =>", "shard_rows": 16}
+    teacher["passes"] = {"pseudo_targets": {"max_tokens": 10}}
     teacher["engine"] = {"kind": "scripted", "function": "answers:slowly"}
     student = {"model": {"kind": "config", "model_type": "t5", "settings": T5}, "sampling": {"max_tokens": 10}}
     student["training"] = {**TRAINING, "max_steps": 400, "evaluate_every": 50}
@@ -84,7 +85,7 @@ def test_nodes_come_when_they_are_needed_and_go_again(tmp_path, tiny_models):
         "capacity": {"CPU": 10, "raykd_teacher": 2, "raykd_student": 2},
     }
     file = recipe(
-        tmp_path, data__gold=None, arms={"distilled": True}, teacher=teacher, student=student, cluster=cluster
+        tmp_path, data__gold=None, arms={"distilled": True}, teachers__main=teacher, student=student, cluster=cluster
     )
     run = tmp_path / "runs/small"
     variables = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "PYTHONPATH": str(ROOT / "tests")}

@@ -45,7 +45,7 @@ def test_a_student_learns_probabilities(tmp_path, engine, side, losses, kept, se
     arguments = (
         {"arguments": {"enforce_eager": True, "dtype": "float32", "max_num_seqs": 64}} if engine == "vllm" else {}
     )
-    file = recipe(tmp_path, **ARMS, student=student, teacher__engine={"kind": engine, **arguments})
+    file = recipe(tmp_path, **ARMS, student=student, teachers__main__engine={"kind": engine, **arguments})
     ran(file)
     labels, trained = manifest(tmp_path, "teacher/labels"), manifest(tmp_path, "distilled")
     assert Store(labels["results"]["store"]).payload.kind == kept
@@ -71,7 +71,7 @@ def test_a_student_is_trained_while_the_teacher_still_writes(tmp_path, tiny_mode
     training = {**TRAINING, "max_steps": None, "epochs": 2, "batch_tokens": 128}
     student = {"model": CAUSAL, "training": training, "prompt": "{input} =>", "sampling": {"max_tokens": 10}}
     method = {"kind": "distill", "overlap": True}
-    file = recipe(tmp_path, arms={}, method=method, data__gold=None, teacher=teacher, student=student)
+    file = recipe(tmp_path, arms={}, method=method, data__gold=None, teachers__main=teacher, student=student)
     ran(file)
     labels, trained = manifest(tmp_path, "teacher/labels"), manifest(tmp_path, "distilled")
     texts = stored_tables(Store(labels["results"]["store"]), ["text"])

@@ -30,20 +30,25 @@ def recipe(folder: Path, **changes) -> Path:
     rows = {name: {"kind": "jsonl", "path": str(folder / f"{name}.jsonl")} for name in ("gold", "dev", "test")}
     for source in rows.values():
         source["columns"] = {"target": "target", "id": "id"}
+    teacher = {
+        "model": {"kind": "config", "model_type": "llama", "settings": LLAMA},
+        "fine_tune": TRAINING,
+        "prompt": "{input} =>",
+        "engine": {"kind": "vllm", "arguments": {"enforce_eager": True, "dtype": "float32", "max_num_seqs": 64}},
+        "passes": {"pseudo_targets": {"max_tokens": 10}},
+        "shard_rows": 64,
+    }
     tree = {
         "name": "small",
         "output": str(folder / "runs"),
         "method": {"kind": "mckd", "partitions": 2, "stages": 2},
-        "data": {**rows, "unlabelled": {**rows["gold"], "path": str(folder / "unlabelled.jsonl")}},
-        "tokenizer": {"kind": "words", "extra": ["=>"]},
-        "teacher": {
-            "model": {"kind": "config", "model_type": "llama", "settings": LLAMA},
-            "fine_tune": TRAINING,
-            "prompt": "{input} =>",
-            "engine": {"kind": "vllm", "arguments": {"enforce_eager": True, "dtype": "float32", "max_num_seqs": 64}},
-            "sampling": {"max_tokens": 10},
-            "shard_rows": 64,
+        "data": {
+            **rows,
+            "test": {"main": rows["test"]},
+            "unlabelled": {**rows["gold"], "path": str(folder / "unlabelled.jsonl")},
         },
+        "tokenizer": {"kind": "words", "extra": ["=>"]},
+        "teachers": {"main": teacher},
         "student": {
             "model": {"kind": "config", "model_type": "t5", "settings": T5},
             "training": TRAINING,
@@ -51,7 +56,7 @@ def recipe(folder: Path, **changes) -> Path:
             "shard_rows": 64,
         },
         "arms": {"gold_only": {"rows": rows["gold"]}, "distilled": True},
-        "metrics": ["phoneme_error_rate", "exact_match"],
+        "metrics": [{"kind": "phoneme_error_rate"}, {"kind": "exact_match"}],
     }
     for path, value in changes.items():
         *sections, field = path.split("__")
@@ -59,7 +64,7 @@ def recipe(folder: Path, **changes) -> Path:
         for section in sections:
             at = at.setdefault(section, {})
         at[field] = value
-    if not tree["teacher"].get("fine_tune") and not tree["arms"].get("gold_only"):
+    if not tree["teachers"]["main"].get("fine_tune") and not tree["arms"].get("gold_only"):
         tree["data"]["dev"] = None  # nothing uses it
     file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(tree))
@@ -140,7 +145,7 @@ def kill_when(file: Path, mark: str, ready) -> str:
 @pytest.mark.timeout(1500)
 def test_killed_in_labelling_training_and_cross_labelling(tmp_path):
     training = {**TRAINING, "max_steps": 300}
-    file = recipe(tmp_path, teacher__shard_rows=8, student__training=training, student__shard_rows=16)
+    file = recipe(tmp_path, teachers__main__shard_rows=8, student__training=training, student__shard_rows=16)
     run, stores = tmp_path / "runs" / "small", tmp_path / "runs" / "stores"
 
     def shards(stage: str) -> int:
@@ -187,16 +192,16 @@ BAD = [
         "/nowhere/model: no such model folder",
         1,
     ),
-    ({"metrics": ["blue"]}, None, "bleu", 2),
+    ({"metrics": [{"kind": "blue"}]}, None, "bleu", 2),
     ({"cluster": {"student": {"resources": {"GPU": 4}}}}, None, "cluster.student: needs GPU 4 x 1", 1),
-    ({"teacher__engine": {"kind": "scripted", "function": "answers:refuse"}}, None, "row r7: too long", 1),
+    ({"teachers__main__engine": {"kind": "scripted", "function": "answers:refuse"}}, None, "row r7: too long", 1),
 ]
 
 
 @pytest.mark.parametrize(("changes", "content", "words", "code"), BAD, ids=lambda v: str(v)[:40])
 def test_bad_input_is_one_line_and_a_code(tmp_path, changes, content, words, code):
-    if "teacher__engine" in changes:
-        changes = {**changes, "teacher__fine_tune": {**TRAINING, "max_steps": 1, "evaluate_every": 1}}
+    if "teachers__main__engine" in changes:
+        changes = {**changes, "teachers__main__fine_tune": {**TRAINING, "max_steps": 1, "evaluate_every": 1}}
     file = recipe(tmp_path, **changes)
     if content:
         (tmp_path / f"{content[0]}.jsonl").write_text(content[1])

@@ -49,12 +49,15 @@ def labelled(folder: Path, model: Path, count: int, actors: dict | None = None, 
         "method": {"kind": "distill"},
         "data": {"unlabelled": {"kind": "jsonl", "path": "x.jsonl"}, "max_bad_rows": 1},
         "tokenizer": {"kind": "words"},
-        "teacher": {
-            "model": {"kind": "checkpoint", "path": str(model)},
-            "prompt": "{input} =>",
-            "engine": {"kind": "transformers"},
-            "shard_rows": 64,
-            **teacher,
+        "teachers": {
+            "main": {
+                "model": {"kind": "checkpoint", "path": str(model)},
+                "prompt": "{input} =>",
+                "engine": {"kind": "transformers"},
+                "shard_rows": 64,
+                "passes": {"pseudo_targets": teacher.pop("sampling", {})},
+                **teacher,
+            },
         },
         "student": {
             "model": {"kind": "config", "model_type": "t5"},

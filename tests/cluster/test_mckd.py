@@ -18,11 +18,12 @@ FEW = {**TRAINING, "max_steps": 30, "evaluate_every": 10}
 def ran(folder: Path, tiny_models, method: dict, **changes) -> Path:
     """The folder of a run whose teacher is a script."""
     teacher = {"model": {"kind": "checkpoint", "path": str(tiny_models["llama"])}, "prompt": "{input} =>"}
-    teacher |= {"engine": {"kind": "scripted", "function": "answers:careless"}, "sampling": {"max_tokens": 10}}
-    changes = {"arms": {}, "student__training": FEW, "teacher": teacher, **changes}
+    teacher |= {"engine": {"kind": "scripted", "function": "answers:careless"}}
+    teacher |= {"passes": {"pseudo_targets": {"max_tokens": 10}}}
+    changes = {"arms": {}, "student__training": FEW, "teachers__main": teacher, **changes}
     changes = {
         "data__gold": None,
-        "metrics": ["exact_match"],
+        "metrics": [{"kind": "exact_match"}],
         "pseudo_targets": {"format": "answers:CAPITALS"},
         **changes,
     }
@@ -62,7 +63,7 @@ def test_votes_retries_rules_and_weights(tmp_path, tiny_models):
             **{"partitions": 3, "shares": [1, 1, 2], "relabel": "vote", "gold": True},
             **{"consistency_filter": {"metric": "chrf", "at_least": -1}, "weighting": "agreement"},
         },
-        teacher__sampling={"max_tokens": 10, "n": 3, "temperature": 0.7},
+        teachers__main__passes__pseudo_targets={"max_tokens": 10, "n": 3, "temperature": 0.7},
         pseudo_targets={"format": "answers:CAPITALS", "vote": True, "retries": 1, "invalid": "repair"},
         data__gold=gold,
     )
@@ -105,9 +106,9 @@ def test_lost_workers_and_actors_lose_nothing(tmp_path, tiny_models):
         tmp_path,
         tiny_models,
         {"partitions": 2},
-        teacher__engine={"kind": "scripted", "function": "answers:takes_its_actor_along"},
-        teacher__prompt=f"{{input}} {tmp_path}/died",
-        teacher__shard_rows=32,
+        teachers__main__engine={"kind": "scripted", "function": "answers:takes_its_actor_along"},
+        teachers__main__prompt=f"{{input}} {tmp_path}/died",
+        teachers__main__shard_rows=32,
         student__training={**FEW, "max_steps": 60, "evaluate_every": 20, "losses": {"dying:once": {}}},
         pseudo_targets={},
     )
@@ -139,7 +140,7 @@ def test_students_tell_each_other_their_most_likely_tokens(tmp_path, tiny_models
         tiny_models,
         {"stages": 3, "exchange": "top_k"},
         student={**student, "sampling": {"max_tokens": 10}},
-        teacher__engine={"kind": "transformers"},
+        teachers__main__engine={"kind": "transformers"},
         pseudo_targets={},
         arms={"distilled": True},
         tokenizer={"kind": "pretrained", "path": str(tiny_models["llama"])},

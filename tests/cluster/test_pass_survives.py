@@ -33,12 +33,14 @@ def recipe(folder: Path, model: Path, name: str, **resources: float) -> Path:
         "method": {"kind": "distill"},
         "data": {"unlabelled": {"kind": "jsonl", "path": str(folder / "rows.jsonl"), "columns": {"id": "id"}}},
         "tokenizer": {"kind": "words"},
-        "teacher": {
-            "model": {"kind": "checkpoint", "path": str(model)},
-            "prompt": "{input} =>",
-            "engine": {"kind": "vllm", "arguments": SLOW},
-            "sampling": {"max_tokens": 8},
-            "shard_rows": SHARD,
+        "teachers": {
+            "main": {
+                "model": {"kind": "checkpoint", "path": str(model)},
+                "prompt": "{input} =>",
+                "engine": {"kind": "vllm", "arguments": SLOW},
+                "passes": {"pseudo_targets": {"max_tokens": 8}},
+                "shard_rows": SHARD,
+            },
         },
         "student": {
             "model": {"kind": "config", "model_type": "t5"},

@@ -39,10 +39,10 @@ def test_replicas_and_students_have_gpus_of_their_own(tmp_path, eight_gpus, tiny
     training = {**TRAINING, "max_steps": 20, "evaluate_every": 10}
     file = recipe(
         tmp_path,
-        teacher__engine=SCRIPTED,
-        teacher__model={"kind": "checkpoint", "path": str(tiny_models["llama"])},
-        teacher__fine_tune=None,
-        teacher__shard_rows=8,
+        teachers__main__engine=SCRIPTED,
+        teachers__main__model={"kind": "checkpoint", "path": str(tiny_models["llama"])},
+        teachers__main__fine_tune=None,
+        teachers__main__shard_rows=8,
         data__gold=None,
         student__training=training,
         cluster__teacher={"replicas": 3, "resources": {"CPU": 0.5, "GPU": 2}},
@@ -70,6 +70,6 @@ def test_more_than_the_node_has_is_one_line(tmp_path, eight_gpus):
 
 def test_a_tensor_parallel_teacher_needs_as_many_gpus(tmp_path):
     engine = {"kind": "vllm", "arguments": {"tensor_parallel_size": 4}}
-    file = recipe(tmp_path, teacher__engine=engine, cluster__teacher={"resources": {"GPU": 2}})
+    file = recipe(tmp_path, teachers__main__engine=engine, cluster__teacher={"resources": {"GPU": 2}})
     done = raykd("check", str(file))
     assert done.returncode == 2 and "cluster.teacher.resources.GPU: expected 4" in done.stderr

@@ -129,7 +129,7 @@ def test_what_cannot_be_reached_is_one_line(tmp_path, machines, bucket):
 @pytest.mark.timeout(500)
 def test_a_run_at_a_url_goes_on_on_another_machine(tmp_path, tiny_models, bucket, place):
     teacher = {**TEACHER, "model": {"kind": "checkpoint", "path": str(tiny_models["llama"])}}
-    changes = {"teacher": teacher, "data__gold": None, "arms": {}, "output": f"{place}/runs"}
+    changes = {"teachers__main": teacher, "data__gold": None, "arms": {}, "output": f"{place}/runs"}
     file = recipe(tmp_path, **changes, method={"kind": "distill"})
     done = raykd("run", str(file))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -170,7 +170,7 @@ def test_nodes_that_share_no_folder(tmp_path, bucket, place):
         tmp_path,
         **{"output": f"{place}/runs", "method": {"kind": "distill", "overlap": True}, "arms": {}, "cluster": cluster},
         student__training={**TRAINING, "max_steps": 200, "evaluate_every": 50},
-        teacher__engine={"kind": "scripted", "function": "raykd.engines.scripted:echo"},
+        teachers__main__engine={"kind": "scripted", "function": "raykd.engines.scripted:echo"},
     )
     node = (
         f"mkdir -p {remote.COPIES} && mount -t tmpfs none {remote.COPIES} && exec ray start --address=127.0.0.1:26379"

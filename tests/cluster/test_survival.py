@@ -42,7 +42,7 @@ def test_a_killed_run_goes_on_from_an_object_store(tmp_path, tiny_models, bucket
     teacher["engine"] = {"kind": "scripted", "function": "raykd.engines.scripted:echo"}
     file = recipe(
         tmp_path,
-        **{"arms": {}, "method": {"kind": "distill"}, "data__gold": None, "teacher": teacher, "metrics": []},
+        **{"arms": {}, "method": {"kind": "distill"}, "data__gold": None, "teachers__main": teacher, "metrics": []},
         data__test=None,
         student__training={**TRAINING, "max_steps": 1500, "evaluate_every": 100},
         cluster={"student": {"storage": "s3://place/checkpoints"}},

@@ -34,10 +34,17 @@ def swept(
     file = folder / f"{name}.py"
     file.write_text(SPACE.format(space=space, search=search, scheduler=scheduler, goal=goal or {}))
     teacher = {"model": {"kind": "checkpoint", "path": str(tiny_models["llama"])}, "prompt": "{input} =>"}
-    teacher |= {"engine": {"kind": "scripted", "function": "answers:careless"}, "sampling": {"max_tokens": 10}}
+    teacher |= {"engine": {"kind": "scripted", "function": "answers:careless"}}
+    teacher |= {"passes": {"pseudo_targets": {"max_tokens": 10}}}
     training = {**TRAINING, "evaluate_every": 15, **changes.pop("training", {})}
     method = {"kind": "distill"}
-    changes = {"method": method, "teacher": teacher, "data__gold": None, "student__training": training, **changes}
+    changes = {
+        "method": method,
+        "teachers__main": teacher,
+        "data__gold": None,
+        "student__training": training,
+        **changes,
+    }
     return recipe(folder, **{"arms": {}, **changes}), file
 
 

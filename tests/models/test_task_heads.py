@@ -48,7 +48,7 @@ def job(folder, tokenizer, task, lines=None, **changes):
         name="train",
         model=FromConfig(kind="config", model_type="bert", settings=BERT),
         tokenizer=str(tokenizer),
-        training=Training(**{**settings, "dev_metrics": ["exact_match"], **changes}),
+        training=Training(**{**settings, "dev_metrics": [{"kind": "exact_match"}], **changes}),
         rows=MarkedSource(FileSource(str(write_rows(folder / "rows.jsonl", lines or rows(task)))), "rows"),
         student=PromptEncoder(str(tokenizer), "{input}", task=task, labels=labels),
         folder=str(folder / "train"),

@@ -17,7 +17,7 @@ SMALL = """
 name: small
 method: {kind: distill}
 data: {unlabelled: {kind: jsonl, path: rows.jsonl}}
-teacher: {model: {kind: checkpoint, path: teacher}}
+teachers: {main: {model: {kind: checkpoint, path: teacher}}}
 student:
   model: {kind: checkpoint, path: student}
   training: {learning_rate: 0.001, max_steps: 10}
@@ -52,13 +52,13 @@ def test_there_are_shipped_recipes():
         ("data.unlabelled.pth=x", ["data.unlabelled.pth", "did you mean path?"]),
         ("student.training.max_steps=0", ["student.training.max_steps", "found 0"]),
         ("student.training.epochs=1", ["student.training", "exactly one of max_steps and epochs"]),
-        ("teacher.sampling.n=4", ["teacher.sampling", "temperature"]),
+        ("teachers.main.passes.pseudo_targets.n=4", ["teachers.main.passes.pseudo_targets: n is 4", "temperature"]),
         ("method.kind=magic", ["method", "distill"]),
         ("arms.distilled=true", ["arms.distilled does nothing"]),
-        ("metrics=[bleu]", ["metrics do nothing without data.test"]),
+        ("metrics=[{kind: bleu}]", ["metrics do nothing without data.test"]),
         ("tokenizer={kind: words}", ["tokenizer does nothing"]),
-        ("teacher.model={kind: config, model_type: llama}", ["needs the section tokenizer"]),
-        ("teacher.fine_tune={learning_rate: 1, max_steps: 1}", ["teacher.fine_tune needs data.gold"]),
+        ("teachers.main.model={kind: config, model_type: llama}", ["needs the section tokenizer"]),
+        ("teachers.main.fine_tune={learning_rate: 1, max_steps: 1}", ["teachers.main.fine_tune needs data.gold"]),
         ("student.sampling={n: 2, temperature: 1}", ["student.sampling.n"]),
         ("student.model={kind: pruned, path: big}", ["student.model: give layers, or"]),
         ("student.model={kind: pruned, path: big, layers: []}", ["student.model: layers: expected one layer or more"]),
@@ -67,12 +67,12 @@ def test_there_are_shipped_recipes():
         ("student.model={kind: pruned, path: big, layers: [0], encoder_layers: [0]}", ["it does not go with"]),
         ("student.model={kind: pruned, path: big, layer: [0]}", ["student.model.layer: unknown key", "layers"]),
         (
-            "teacher.model={kind: pruned, path: big, layers: [0]}",
-            ["a teacher of kind pruned", "needs teacher.fine_tune"],
+            "teachers.main.model={kind: pruned, path: big, layers: [0]}",
+            ["a teacher of kind pruned", "needs teachers.main.fine_tune"],
         ),
         ("student.labels=[a, b]", ["student: labels do nothing: the task is generation"]),
         ("student.task=classification", ["student: a classification needs labels"]),
-        ("teacher={model: {kind: checkpoint, path: t}, task: classification, labels: [a, a]}", ["all different"]),
+        ("teachers.main={model: {kind: checkpoint, path: t}, task: classification, labels: [a, a]}", ["all different"]),
         ("method={kind: mckd, shares: [1]}", ["method: shares: expected 2 numbers above 0, found [1.0]"]),
         ("method={kind: mckd, relabel: vote}", ["with 2 partitions one student alone", "expected next"]),
         ("method={kind: mckd, exchange: top_k}", ["exchange: top_k needs student.training.losses on probabilities"]),
@@ -83,12 +83,12 @@ def test_there_are_shipped_recipes():
             ["consistency_filter does nothing without at_least"],
         ),
         ("method={kind: mckd, gold: true}", ["method.gold needs data.gold"]),
-        ("pseudo_targets={vote: true}", ["a vote needs teacher.sampling.n of 2 or more"]),
+        ("pseudo_targets={vote: true}", ["a vote needs teachers.main.passes.pseudo_targets.n of 2 or more"]),
         ("method={kind: mckd, warm_start: true}", ["warm_start does nothing with 2 stages"]),
         ("pseudo_targets={format: intent, retry_temperature: 1}", ["retry_temperature does nothing without retries"]),
         ("pseudo_targets={invalid: drop}", ["every text is of the format text"]),
-        ("teacher.model={kind: endpoint, name: big}", ["kind endpoint and engine of kind endpoint go together"]),
-        ("teacher.engine={kind: endpoint, url: 'http://key@host/v1'}", ["teacher.engine.url"]),
+        ("teachers.main.model={kind: endpoint, name: big}", ["kind endpoint and engine of kind endpoint go together"]),
+        ("teachers.main.engine={kind: endpoint, url: 'http://key@host/v1'}", ["teachers.main.engine.url"]),
         ("student.engine={kind: endpoint, url: 'http://host/v1'}", ["student: engine: a student answers here"]),
         ("student.prompt={kind: chat, shots: {count: 1, rows: {kind: jsonl, path: x}, nearest: last}}", ["nearest"]),
         (
@@ -155,11 +155,13 @@ def test_overrides_reach_their_field(small):
 
 
 def test_both_roles_name_the_classes_alike(small):
-    roles = ["student.task=classification", "student.labels=[ham, spam]", "teacher.task=classification"]
-    roles.append("teacher.engine={kind: transformers}")
-    assert load_recipe(small, [*roles, "teacher.labels=[ham, spam]"]).teacher.labels == ["ham", "spam"]
-    with pytest.raises(RecipeError, match=r"teacher.labels \['spam', 'ham'\] and student.labels .* must be the same"):
-        load_recipe(small, [*roles, "teacher.labels=[spam, ham]"])
+    roles = ["student.task=classification", "student.labels=[ham, spam]", "teachers.main.task=classification"]
+    roles.append("teachers.main.engine={kind: transformers}")
+    assert load_recipe(small, [*roles, "teachers.main.labels=[ham, spam]"]).teacher.labels == ["ham", "spam"]
+    with pytest.raises(
+        RecipeError, match=r"teachers.main.labels \['spam', 'ham'\] and student.labels .* must be the same"
+    ):
+        load_recipe(small, [*roles, "teachers.main.labels=[spam, ham]"])
 
 
 def test_resolving_makes_paths_absolute_and_leaves_hub_names(small, tmp_path, monkeypatch):

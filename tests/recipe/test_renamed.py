@@ -9,7 +9,7 @@ from test_rules import GOLD, SMALL
 
 from raykd.errors import RecipeError
 from raykd.recipe.load import changed_recipe, dump_recipe, load_recipe, parse_recipe
-from raykd.recipe.renamed import RENAMED
+from raykd.recipe.renamed import MOVED, RENAMED
 from raykd.report.sweep import SEARCHED, gather_sweep
 from raykd.run.folder import RunFolder
 
@@ -31,23 +31,30 @@ def small(tmp_path):
         ("method={kind: mckd, weigh: confidence}", "method.weigh: renamed: method.weighting"),
         ("method={kind: mckd, back_check: null}", "method.back_check: renamed: method.consistency_filter"),
         ("student.model={kind: cut, path: big, layers: [0]}", "student.model.kind: renamed: pruned"),
-        ("teacher.model={kind: cut, path: big, layers: [0]}", "teacher.model.kind: renamed: pruned"),
-        ("teacher.model={kind: served, name: big}", "teacher.model.kind: renamed: endpoint"),
+        ("teachers.main.model={kind: cut, path: big, layers: [0]}", "teachers.main.model.kind: renamed: pruned"),
+        ("teachers.main.model={kind: served, name: big}", "teachers.main.model.kind: renamed: endpoint"),
+        ("teacher.model.path=x", "teacher: renamed: teachers.main"),
+        ("teacher.sampling.n=4", "teacher.sampling: renamed: teachers.main.passes.pseudo_targets"),
+        (
+            "teacher={model: {kind: cut, path: t}, sampling: {n: 4}, fine_tune: {dev_answer_rows: 3}}",
+            "teacher: renamed: teachers.main; teacher.sampling: renamed: teachers.main.passes.pseudo_targets",
+        ),
+        ("teachers.main.sampling.n=4", "teachers.main.sampling: renamed: teachers.main.passes.pseudo_targets"),
         ("student.task=span", "student.task: renamed: extractive_qa"),
-        ("teacher.task=span", "teacher.task: renamed: extractive_qa"),
+        ("teachers.main.task=span", "teachers.main.task: renamed: extractive_qa"),
         ("student.training.teacher={kind: actors}", "student.training.teacher.kind: renamed: remote"),
         (
             "student.training.dev_answer_rows=9",
             "student.training.dev_answer_rows: renamed: student.training.dev_prediction_rows",
         ),
         (
-            "teacher.fine_tune.dev_answer_tokens=9",
-            "teacher.fine_tune.dev_answer_tokens: renamed: teacher.fine_tune.dev_prediction_tokens",
+            "teachers.main.fine_tune.dev_answer_tokens=9",
+            "teachers.main.fine_tune.dev_answer_tokens: renamed: teachers.main.fine_tune.dev_prediction_tokens",
         ),
-        (f"data.test={CMUDICT}", "data.test.function: renamed: raykd.data.tasks.pronunciation:cmudict"),
+        (f"data.test.main={CMUDICT}", "data.test.main.function: renamed: raykd.data.tasks.pronunciation:cmudict"),
         (
-            f"teacher.prompt={{kind: chat, shots: {{count: 1, rows: {CMUDICT}}}}}",
-            "teacher.prompt.shots.rows.function: renamed: raykd.data.tasks.pronunciation:cmudict",
+            f"teachers.main.prompt={{kind: chat, shots: {{count: 1, rows: {CMUDICT}}}}}",
+            "teachers.main.prompt.shots.rows.function: renamed: raykd.data.tasks.pronunciation:cmudict",
         ),
         (
             "pseudo_targets.format=raykd.tasks.slots:TOP",
@@ -61,7 +68,13 @@ def test_an_old_name_is_refused_with_the_new_one(small, override, line):
     assert str(error.value) == f"{small}: {line}"
 
 
-def test_new_names_are_names():
+def test_new_names_are_names(small):
+    recipe = load_recipe(small)
+    for old, new in MOVED.items():
+        value = recipe
+        for name in new.split("."):
+            value = value[name] if isinstance(value, dict) else getattr(value, name)
+        assert value is not None and old not in MOVED.values()
     for old, new in RENAMED.items():
         if ":" in new:
             module, _, name = new.partition(":")
@@ -86,7 +99,7 @@ def test_changes_and_saved_settings_have_new_names_as_well(small):
 
 
 def test_a_run_folder_of_the_old_words_is_refused_in_one_line_that_names_its_recipe(small, tmp_path):
-    recipe = load_recipe(small, [GOLD, "teacher.fine_tune={learning_rate: 0.1, max_steps: 1}"])
+    recipe = load_recipe(small, [GOLD, "teachers.main.fine_tune={learning_rate: 0.1, max_steps: 1}"])
     old = yaml.safe_load(dump_recipe(recipe))
     old["answers"] = old.pop("pseudo_targets")
     folder = tmp_path / "runs/small"
@@ -97,6 +110,21 @@ def test_a_run_folder_of_the_old_words_is_refused_in_one_line_that_names_its_rec
     with pytest.raises(RecipeError) as error:
         RunFolder(folder).begin(recipe, print)
     assert str(error.value) == f"{folder}/recipe.yaml: answers: renamed: pseudo_targets"
+
+
+def test_a_run_folder_with_an_old_section_is_refused_in_one_line(small, tmp_path):
+    recipe = load_recipe(small)
+    old = yaml.safe_load(dump_recipe(recipe))
+    teacher = old.pop("teachers")["main"]
+    old["teacher"] = {**teacher, "sampling": teacher.pop("passes")["pseudo_targets"]}
+    old["data"]["test"], old["metrics"] = {"kind": "jsonl", "path": "t.jsonl"}, ["bleu"]
+    folder = tmp_path / "runs/small"
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(old))
+    with pytest.raises(RecipeError) as error:
+        load_recipe(folder / "recipe.yaml")
+    line = "teacher: renamed: teachers.main; teacher.sampling: renamed: teachers.main.passes.pseudo_targets"
+    assert str(error.value) == f"{folder}/recipe.yaml: {line}"
 
 
 def test_a_sweep_of_the_old_words_is_refused_in_one_line_that_names_its_file(small, tmp_path):

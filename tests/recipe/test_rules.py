@@ -10,19 +10,22 @@ SMALL = """
 name: small
 method: {kind: distill}
 data: {unlabelled: {kind: jsonl, path: rows.jsonl}}
-teacher: {model: {kind: checkpoint, path: teacher}, engine: {kind: transformers}}
+teachers: {main: {model: {kind: checkpoint, path: teacher}, engine: {kind: transformers}}}
 student:
   model: {kind: checkpoint, path: student}
   training: {learning_rate: 0.001, max_steps: 10}
 """
 ROWS = "{kind: jsonl, path: gold.jsonl, columns: {target: target}}"
-GOLD, DEV, TEST = f"data.gold={ROWS}", f"data.dev={ROWS}", f"data.test={ROWS}"
-FINE_TUNE = "teacher.fine_tune={learning_rate: 0.1, max_steps: 1}"
-ENDPOINT = ["teacher.model={kind: endpoint, name: big}", "teacher.engine={kind: endpoint, url: 'http://host/v1'}"]
+GOLD, DEV, TEST = f"data.gold={ROWS}", f"data.dev={ROWS}", f"data.test={{main: {ROWS}}}"
+FINE_TUNE = "teachers.main.fine_tune={learning_rate: 0.1, max_steps: 1}"
+ENDPOINT = [
+    "teachers.main.model={kind: endpoint, name: big}",
+    "teachers.main.engine={kind: endpoint, url: 'http://host/v1'}",
+]
 CLASSES = ["student.task=classification", "student.labels=[ham, spam]"]
-TEACHER_CLASSES = ["teacher.task=classification", "teacher.labels=[ham, spam]"]
+TEACHER_CLASSES = ["teachers.main.task=classification", "teachers.main.labels=[ham, spam]"]
 MCKD, TOP_K = "method={kind: mckd}", "method={kind: mckd, exchange: top_k}"
-SAMPLED = "teacher.payload={kind: sampled}"
+SAMPLED = "teachers.main.payload={kind: sampled}"
 JSD = "student.training.losses={jsd: {}}"
 MIXTURE = "student.training.sequences={kind: mixture, gold: 0.5}"
 GOLD_ONLY = f"arms.gold_only={{rows: {ROWS}}}"
@@ -37,8 +40,8 @@ BROKEN = [
     ),
     (
         rules.only_a_classification_has_labels,
-        ["teacher.task=classification"],
-        "teacher: a classification needs labels, the names of its classes in order",
+        ["teachers.main.task=classification"],
+        "teachers.main: a classification needs labels, the names of its classes in order",
     ),
     (
         rules.only_a_classification_has_labels,
@@ -47,18 +50,28 @@ BROKEN = [
     ),
     (
         rules.labels_are_the_same,
-        [*CLASSES, "teacher.task=classification", "teacher.labels=[spam, ham]"],
-        "teacher.labels ['spam', 'ham'] and student.labels ['ham', 'spam'] must be the same",
+        [*CLASSES, "teachers.main.task=classification", "teachers.main.labels=[spam, ham]"],
+        "teachers.main.labels ['spam', 'ham'] and student.labels ['ham', 'spam'] must be the same",
     ),
     (
         rules.a_task_head_writes_no_text,
-        [*TEACHER_CLASSES, "teacher.engine={kind: vllm}"],
-        "teacher: engine: expected kind transformers for a model whose task is classification, found vllm",
+        [*TEACHER_CLASSES, "teachers.main.engine={kind: vllm}"],
+        "teachers.main: engine: expected kind transformers for a model whose task is classification, found vllm",
     ),
     (
         rules.a_task_head_writes_no_text,
         [*CLASSES, "student.sampling.max_tokens=3"],
         "student: sampling does nothing: a model whose task is classification answers once",
+    ),
+    (
+        rules.a_task_head_writes_no_text,
+        [*TEACHER_CLASSES, "teachers.main.passes.pseudo_targets.max_tokens=3"],
+        "teachers.main: passes.pseudo_targets does nothing: a model whose task is classification answers once",
+    ),
+    (
+        rules.a_task_head_writes_no_text,
+        [*TEACHER_CLASSES, TEST, "metrics=[{kind: bleu}]", "teachers.main.answering={max_tokens: 3}"],
+        "teachers.main: answering does nothing: a model whose task is classification answers once",
     ),
     (
         rules.losses_are_of_the_task,
@@ -67,33 +80,34 @@ BROKEN = [
     ),
     (
         rules.losses_are_of_the_task,
-        ["teacher.fine_tune={learning_rate: 0.1, max_steps: 1, losses: {mse: {}}}", GOLD],
-        "teacher: losses of a generation are those on logits, found mse",
+        ["teachers.main.fine_tune={learning_rate: 0.1, max_steps: 1, losses: {mse: {}}}", GOLD],
+        "teachers.main: losses of a generation are those on logits, found mse",
     ),
     (
         rules.a_task_head_is_taught_in_process,
-        ["student.task=regression", "teacher.task=regression", "student.training.losses={teacher_mse: {}}"],
-        "student: training.teacher: expected kind in_process for a regression, found store",
+        ["student.task=regression", "teachers.main.task=regression", "student.training.losses={teacher_mse: {}}"],
+        "student.training.teacher: expected kind in_process for a regression, found store",
     ),
     (
         rules.a_teacher_has_the_students_task,
         [*CLASSES, JSD, "student.training.teacher={kind: in_process}"],
-        "teacher.task: expected classification, the student's, found generation",
+        "teachers.main.task: expected classification, the student's, found generation",
     ),
     (
         rules.an_endpoint_model_is_behind_an_endpoint,
         ENDPOINT[:1],
-        "teacher: model of kind endpoint and engine of kind endpoint go together, found endpoint and transformers",
+        "teachers.main: model of kind endpoint and engine of kind endpoint go together, "
+        "found endpoint and transformers",
     ),
     (
         rules.an_endpoint_model_is_not_fine_tuned,
         [*ENDPOINT, FINE_TUNE, GOLD],
-        "teacher: fine_tune: a model behind an endpoint cannot be trained here",
+        "teachers.main: fine_tune: a model behind an endpoint cannot be trained here",
     ),
     (
         rules.an_endpoint_gives_texts,
-        [*ENDPOINT, "teacher.payload={kind: top_k}"],
-        "teacher: payload: an endpoint gives texts, found top_k",
+        [*ENDPOINT, "teachers.main.payload={kind: top_k}"],
+        "teachers.main: payload: an endpoint gives texts, found top_k",
     ),
     (
         rules.no_loss_reads_an_endpoint,
@@ -107,8 +121,13 @@ BROKEN = [
     ),
     (
         rules.samples_are_seeded_by_vllm,
-        ["teacher.sampling={seeded: true, temperature: 1}"],
-        "teacher.sampling.seeded: only vllm seeds each sample, the engine is transformers",
+        ["teachers.main.passes.pseudo_targets={seeded: true, temperature: 1}"],
+        "teachers.main.passes.pseudo_targets.seeded: only vllm seeds each sample, the engine is transformers",
+    ),
+    (
+        rules.samples_are_seeded_by_vllm,
+        [TEST, "metrics=[{kind: bleu}]", "teachers.main.answering={seeded: true, temperature: 1}"],
+        "teachers.main.answering.seeded: only vllm seeds each sample, the engine is transformers",
     ),
     (
         rules.samples_are_seeded_by_vllm,
@@ -132,34 +151,39 @@ BROKEN = [
     ),
     (
         rules.an_untrained_teacher_is_fine_tuned,
-        [f"teacher.model={LLAMA}", "tokenizer={kind: words}"],
-        "a teacher of kind config has random weights: it needs teacher.fine_tune",
+        [f"teachers.main.model={LLAMA}", "tokenizer={kind: words}"],
+        "a teacher of kind config has random weights: it needs teachers.main.fine_tune",
     ),
     (
         rules.an_untrained_teacher_is_fine_tuned,
-        ["teacher.model={kind: pruned, path: big, layers: [0]}"],
-        "a teacher of kind pruned lacks layers it was trained with: it needs teacher.fine_tune",
+        ["teachers.main.model={kind: pruned, path: big, layers: [0]}"],
+        "a teacher of kind pruned lacks layers it was trained with: it needs teachers.main.fine_tune",
     ),
     (
         rules.a_fine_tuned_teacher_has_no_teacher,
-        [GOLD, "teacher.fine_tune={learning_rate: 0.1, max_steps: 1, losses: {jsd: {}}}"],
-        "teacher.fine_tune.losses: a teacher that is fine-tuned has no teacher",
+        [GOLD, "teachers.main.fine_tune={learning_rate: 0.1, max_steps: 1, losses: {jsd: {}}}"],
+        "teachers.main.fine_tune.losses: a teacher that is fine-tuned has no teacher",
     ),
-    (rules.gold_is_there_where_it_is_needed, [FINE_TUNE], "teacher.fine_tune needs data.gold"),
+    (rules.gold_is_there_where_it_is_needed, [FINE_TUNE], "teachers.main.fine_tune needs data.gold"),
     (
         rules.gold_is_there_where_it_is_needed,
         ["student.training.sequences={kind: gold}"],
         "student.training.sequences: kind gold needs data.gold",
     ),
     (rules.gold_is_there_where_it_is_needed, ["method={kind: mckd, gold: true}"], "method.gold needs data.gold"),
-    (rules.gold_has_a_use, [GOLD], "data.gold does nothing without teacher.fine_tune"),
-    (rules.dev_has_a_use, [DEV], "data.dev does nothing without teacher.fine_tune or arms.gold_only"),
+    (rules.gold_has_a_use, [GOLD], "data.gold does nothing without teachers.main.fine_tune"),
+    (rules.dev_has_a_use, [DEV], "data.dev does nothing without teachers.main.fine_tune or arms.gold_only"),
     (rules.test_rows_and_metrics_go_together, [TEST], "data.test does nothing without metrics"),
-    (rules.test_rows_and_metrics_go_together, ["metrics=[bleu]"], "metrics do nothing without data.test"),
+    (
+        rules.test_rows_and_metrics_go_together,
+        ["teachers.main.answering={temperature: 1}"],
+        "teachers.main.answering does nothing without data.test",
+    ),
+    (rules.test_rows_and_metrics_go_together, ["metrics=[{kind: bleu}]"], "metrics do nothing without data.test"),
     (
         rules.a_vote_has_several_samples,
         ["pseudo_targets.vote=true"],
-        "pseudo_targets.vote: a vote needs teacher.sampling.n of 2 or more",
+        "pseudo_targets.vote: a vote needs teachers.main.passes.pseudo_targets.n of 2 or more",
     ),
     (
         rules.selected_pseudo_targets_are_texts,
@@ -193,24 +217,24 @@ BROKEN = [
     ),
     (
         rules.the_source_of_outputs_has_a_use,
-        [GOLD, FINE_TUNE, "teacher.fine_tune.teacher={kind: in_process}"],
-        "teacher.fine_tune.teacher does nothing: cross_entropy needs no teacher",
+        [GOLD, FINE_TUNE, "teachers.main.fine_tune.teacher={kind: in_process}"],
+        "teachers.main.fine_tune.teacher does nothing: cross_entropy needs no teacher",
     ),
     (
         rules.only_a_top_k_has_a_tail,
-        [JSD, "student.training.teacher={kind: store, tail: refuse}", "teacher.payload={kind: hidden}"],
-        "student.training.teacher.tail does nothing: teacher.payload is hidden",
+        [JSD, "student.training.teacher={kind: store, tail: refuse}", "teachers.main.payload={kind: hidden}"],
+        "student.training.teacher.tail does nothing: teachers.main.payload is hidden",
     ),
     (
         rules.draws_are_of_losses_that_work_with_them,
         ["student.training.losses={soft_cross_entropy: {}, atkd: {}}", SAMPLED],
-        "student.training.losses.atkd: teacher.payload is sampled, and drawn tokens serve soft_cross_entropy at "
+        "student.training.losses.atkd: teachers.main.payload is sampled, and drawn tokens serve soft_cross_entropy at "
         "temperature 1 alone",
     ),
     (
         rules.draws_are_of_losses_that_work_with_them,
         ["student.training.losses={soft_cross_entropy: {temperature: 2}}", SAMPLED],
-        "student.training.losses.soft_cross_entropy: teacher.payload is sampled, and drawn tokens serve "
+        "student.training.losses.soft_cross_entropy: teachers.main.payload is sampled, and drawn tokens serve "
         "soft_cross_entropy at temperature 1 alone",
     ),
     (
@@ -220,13 +244,13 @@ BROKEN = [
     ),
     (
         rules.a_fine_tuned_teacher_learns_gold_alone,
-        [GOLD, FINE_TUNE, "teacher.fine_tune.sequences={kind: gold}"],
-        "teacher.fine_tune.sequences does nothing: a teacher learns data.gold",
+        [GOLD, FINE_TUNE, "teachers.main.fine_tune.sequences={kind: gold}"],
+        "teachers.main.fine_tune.sequences does nothing: a teacher learns data.gold",
     ),
     (
         rules.dev_rows_replace_a_holdout,
-        [GOLD, DEV, FINE_TUNE, "teacher.fine_tune.holdout=0.2"],
-        "teacher.fine_tune.holdout does nothing: data.dev chooses the checkpoint",
+        [GOLD, DEV, FINE_TUNE, "teachers.main.fine_tune.holdout=0.2"],
+        "teachers.main.fine_tune.holdout does nothing: data.dev chooses the checkpoint",
     ),
     (
         rules.a_task_head_writes_no_tokens,
@@ -277,7 +301,7 @@ BROKEN = [
     (
         rules.a_replica_has_the_gpus_of_its_engine,
         [
-            "teacher.engine={kind: vllm, arguments: {tensor_parallel_size: 2}}",
+            "teachers.main.engine={kind: vllm, arguments: {tensor_parallel_size: 2}}",
             "cluster.teacher.resources={GPU: 1}",
         ],
         "cluster.teacher.resources.GPU: expected 2, the engine's tensor_parallel_size, found 1",
@@ -293,25 +317,26 @@ BROKEN = [
 RIGHT = [
     [DEV, GOLD, FINE_TUNE],
     [DEV, GOLD_ONLY],
-    [GOLD, FINE_TUNE, "teacher.fine_tune.holdout=0.2"],
+    [GOLD, FINE_TUNE, "teachers.main.fine_tune.holdout=0.2"],
     [GOLD, MIXTURE],
-    [TEST, "metrics=[bleu]"],
+    [TEST, "metrics=[{kind: bleu}]"],
+    [TEST, "metrics=[{kind: bleu}]", "teachers.main.answering={temperature: 0.5}"],
     [*CLASSES, *TEACHER_CLASSES],
     [*CLASSES, *TEACHER_CLASSES, JSD, "student.training.teacher={kind: in_process}"],
     [
         "student.task=regression",
-        "teacher.task=regression",
+        "teachers.main.task=regression",
         "student.training.losses={teacher_mse: {}}",
         "student.training.teacher={kind: in_process}",
     ],
-    [JSD, "student.training.teacher={kind: remote, tail: refuse}", "teacher.payload={kind: text}"],
+    [JSD, "student.training.teacher={kind: remote, tail: refuse}", "teachers.main.payload={kind: text}"],
     [JSD, "student.training.teacher={kind: store, tail: refuse}"],
     ["student.training.losses={soft_cross_entropy: {}, cross_entropy: {temperature: 2}}", SAMPLED],
     [JSD, "student.training.teacher={kind: in_process}", SAMPLED],
     [JSD, TOP_K, "student.training.teacher={kind: store, tail: refuse}", SAMPLED],
     [
-        "teacher.engine={kind: vllm}",
-        "teacher.sampling={n: 2, temperature: 1, seeded: true}",
+        "teachers.main.engine={kind: vllm}",
+        "teachers.main.passes.pseudo_targets={n: 2, temperature: 1, seeded: true}",
         "pseudo_targets.vote=true",
     ],
 ]

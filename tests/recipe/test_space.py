@@ -9,7 +9,12 @@ from raykd.recipe import space
 from raykd.recipe.load import load_recipe
 
 DEMO = ROOT / "pipelines/recipes/demo.yaml"
-DISTILL = ["method={kind: distill}", "arms.distilled=false", "student.training.dev_metrics=[phoneme_error_rate]"]
+DISTILL = [
+    "method={kind: distill}",
+    "arms.distilled=false",
+    "student.training.dev_metrics=[{kind: phoneme_error_rate}]",
+]
+PASS = "teachers.main.passes.pseudo_targets"
 RATE = "student.training.learning_rate"
 LOSS = {
     "cross_entropy": {"student.training.losses": {"cross_entropy": {}}},
@@ -71,7 +76,7 @@ def test_the_teacher_is_asked_what_the_most_demanding_trial_needs(demo):
     searched = of({"loss": LOSS})
     _, teacher_recipe = space.plan_trials(searched, demo)
     assert list(teacher_recipe.student.training.losses) == ["jsd"]
-    temperature = {"teacher.sampling.temperature": 1.0, "teacher.sampling.n": tune.choice([2, 5, 3])}
+    temperature = {f"{PASS}.temperature": 1.0, f"{PASS}.n": tune.choice([2, 5, 3])}
     assert space.plan_trials(of(temperature, space.Grid(kind="grid")), demo).teacher_recipe.teacher.sampling.n == 5
 
 
@@ -94,6 +99,9 @@ def test_a_choice_whose_losses_need_no_teacher_sets_the_teacher_back():
 def test_an_old_name_in_a_space_is_refused_with_the_new_one(demo):
     with pytest.raises(RecipeError, match=r"^s: SPACE: method.weigh: renamed: method.weighting$"):
         space.plan_trials(of({"method.weigh": tune.choice(["confidence"])}), demo)
+    with pytest.raises(RecipeError) as error:
+        space.plan_trials(of({"teacher.sampling.n": tune.choice([4])}), demo)
+    assert str(error.value) == f"s: SPACE: teacher.sampling: renamed: {PASS}"
 
 
 @pytest.mark.parametrize("name", ["losses", "schedule", "mckd", "student_size", "samples"])
@@ -147,6 +155,7 @@ def test_what_does_not_fit_is_one_line(demo, fields, options, line):
     [
         ("", "SPACE: expected a mapping of recipe fields, found None"),
         ("import nothing_of_that_name", "ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+        ("SPACE = {'teacher': {}}", "SPACE.teacher: renamed: teachers.main"),
         ("SPACE = {'loss': 3}", "SPACE.loss: expected a recipe field, or a name with {choice: fields}"),
         ("SPACE = {'seed': 3}\nSEARCH = {'kind': 'random', 'trial': 3}", "SEARCH.trial: Extra inputs"),
         ("SPACE = {'seed': 3}\nSCHEDULER = {'kind': 'asha', 'grace': 0}", "SCHEDULER.grace: Input should be greater"),

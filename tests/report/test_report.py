@@ -18,7 +18,7 @@ from raykd.run.session import Session
 from raykd.stages.evaluate import compare_trees
 
 ROOT = Path(__file__).parents[2]
-TEST_ROWS = "test: {kind: jsonl, path: t.jsonl}, "
+TEST_ROWS = "test: {main: {kind: jsonl, path: t.jsonl}}, "
 TEACHER, CONTROL, OWN = StageAbout("teacher"), StageAbout("gold_only"), StageAbout("mckd", own=True)
 ROUND_1 = StageAbout("mckd", own=True, round=1)
 
@@ -29,7 +29,7 @@ def folder(tmp_path):
     run = tmp_path / "runs" / "r"
     run.mkdir(parents=True)
     text = RECIPE.format(output=tmp_path / "runs", bad=0).replace("{kind: distill}", "{kind: mckd}")
-    text += 'description: "<script>alert(1)</script>"\nmetrics: [bleu]\n'
+    text += 'description: "<script>alert(1)</script>"\nmetrics: [{kind: bleu}]\n'
     text = text.replace("max_bad_rows: 0", f"max_bad_rows: 0, {TEST_ROWS}licence: CC BY 4.0")
     (tmp_path / "written.yaml").write_text(text)
     (run / "recipe.yaml").write_text(dump_recipe(load_recipe(tmp_path / "written.yaml")))
@@ -290,7 +290,12 @@ def test_a_run_is_complete_with_its_own_student(folder):
 
 
 def test_without_test_rows_the_final_training_completes(folder):
-    text = (folder.parent.parent / "written.yaml").read_text().replace(TEST_ROWS, "").replace("metrics: [bleu]", "")
+    text = (
+        (folder.parent.parent / "written.yaml")
+        .read_text()
+        .replace(TEST_ROWS, "")
+        .replace("metrics: [{kind: bleu}]", "")
+    )
     (folder / "recipe.yaml").write_text(text)
     manifest(folder, "mckd/round-1/student-0", "train", 0, {"model": "m"}, ROUND_1)
     assert not write_report(folder)["complete"]

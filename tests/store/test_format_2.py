@@ -34,12 +34,14 @@ def label_with_old_store(folder: Path, count: int, n: int, name: str = "new") ->
         "method": {"kind": "distill"},
         "data": {"unlabelled": {"kind": "jsonl", "path": "rows.jsonl"}},
         "tokenizer": {"kind": "words"},
-        "teacher": {
-            "model": {"kind": "checkpoint", "path": str(FIXTURE / "model")},
-            "prompt": {"kind": "completion", "template": "{input} =>", "shots": {"rows": shots, "count": 2}},
-            "engine": {"kind": "scripted", "function": "answers:numbered"},
-            "sampling": {"n": n, "temperature": 0.7, "max_tokens": 8},
-            "shard_rows": 4,
+        "teachers": {
+            "main": {
+                "model": {"kind": "checkpoint", "path": str(FIXTURE / "model")},
+                "prompt": {"kind": "completion", "template": "{input} =>", "shots": {"rows": shots, "count": 2}},
+                "engine": {"kind": "scripted", "function": "answers:numbered"},
+                "passes": {"pseudo_targets": {"n": n, "temperature": 0.7, "max_tokens": 8}},
+                "shard_rows": 4,
+            },
         },
         "student": {
             "model": {"kind": "config", "model_type": "t5"},

@@ -281,7 +281,7 @@ def test_a_store_of_format_1_is_migrated(tmp_path):
         open_store(tmp_path, {**PARTS, "model": "abd"}, TEXT, path)
     with pytest.raises(StoreError, match="another payload"):
         open_store(tmp_path, PARTS, TOP_4, path)
-    with pytest.raises(StoreError, match="format 1; a run with teacher.store"):
+    with pytest.raises(StoreError, match="format 1; a run with it as teachers.NAME.store"):
         describe_store(Store(path))
     assert json.loads((path / "store.json").read_text())["format"] == 1  # a refusal changes nothing
     for _ in range(2):

@@ -233,7 +233,10 @@ def test_compiled_blocks_train_as_plain_ones(tmp_path, shared_tokenizer):
 def test_the_model_is_chosen_by_its_answers_at_fractions_of_an_epoch(tmp_path, shared_tokenizer):
     reports = []
     changes = {"max_steps": None, "epochs": 3, "evaluate_every": 0.5, "evaluate_unit": "epochs", "learning_rate": 0.02}
-    changes |= {"dev_metrics": ["phoneme_error_rate", "exact_match"], "choose_by": "phoneme_error_rate"}
+    changes |= {
+        "dev_metrics": [{"kind": "phoneme_error_rate"}, {"kind": "exact_match"}],
+        "choose_by": "phoneme_error_rate",
+    }
     for kind in ("t5", "llama"):
         reports.clear()
         spec = training_spec(
@@ -342,7 +345,11 @@ def test_rows_that_count_for_nothing_are_not_judged_by(tmp_path, shared_tokenize
 
 def test_a_metric_that_finds_nothing_to_score_is_left_out(tmp_path, shared_tokenizer):
     reports = []
-    changes = {"dev_metrics": ["chunk_f1", "exact_match"], "choose_by": "chunk_f1", "dev_prediction_tokens": 4}
+    changes = {
+        "dev_metrics": [{"kind": "chunk_f1"}, {"kind": "exact_match"}],
+        "choose_by": "chunk_f1",
+        "dev_prediction_tokens": 4,
+    }
     spec = training_spec(tmp_path, shared_tokenizer, max_steps=20, **changes)
     result = train(spec, lambda metrics, folder: reports.append(metrics))
     assert all("exact_match" in one and "chunk_f1" not in one for one in reports)

@@ -285,7 +285,7 @@ name: small
 output: {output}
 method: {{kind: distill}}
 data: {{unlabelled: {{kind: jsonl, path: rows.jsonl}}}}
-teacher: {{model: {{kind: checkpoint, path: teacher}}}}
+teachers: {{main: {{model: {{kind: checkpoint, path: teacher}}}}}}
 student:
   model: {{kind: checkpoint, path: student}}
   training: {{learning_rate: 0.001, max_steps: 10}}
