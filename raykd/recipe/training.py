@@ -10,10 +10,10 @@ from pydantic import Field, model_validator
 
 from raykd.recipe.losses import LOSSES, USERS_OWN, Loss
 from raykd.recipe.models import Lora
+from raykd.recipe.schedules import require_schedule
 from raykd.recipe.section import Section
 
 USERS_LOSS = re.compile(r"[\w.]+:\w+")
-WITHOUT_OPTIONS = ("constant", "constant_with_warmup")  # schedules to which transformers passes no options
 ATKD_ONLY = ("easy_weight", "hard_share")
 LOGITS_ONLY = ("temperature", "squared", "options")
 
@@ -154,6 +154,8 @@ class Training(Section):
             raise ValueError("give exactly one of max_steps and epochs")
         for name, loss in self.losses.items():
             _require_loss(name, loss)
+        if not any(loss.weight for loss in self.losses.values()):
+            raise ValueError("losses: every weight is 0, so that nothing is learnt")
         if self.evaluate_unit == "steps" and self.evaluate_every != int(self.evaluate_every):
             raise ValueError(f"evaluate_every: expected whole steps, found {self.evaluate_every:g}")
         if self.choose_by != "dev_loss" and self.choose_by not in self.dev_metrics:
@@ -161,8 +163,7 @@ class Training(Section):
         for name in ("dev_prediction_rows", "dev_prediction_tokens"):
             if not self.dev_metrics and not self.is_default(name):
                 raise ValueError(f"{name} does nothing without dev_metrics")
-        if self.schedule_options and self.schedule in WITHOUT_OPTIONS:
-            raise ValueError(f"schedule_options do nothing: the schedule is {self.schedule}")
+        require_schedule(self.schedule, self.schedule_options)
         if self.schedule == "constant" and self.warmup_ratio and not self.is_default("warmup_ratio"):
             raise ValueError("warmup_ratio does nothing: the schedule is constant")
         return self
