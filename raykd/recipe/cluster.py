@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from raykd.recipe.section import Section
 
-
 LEAST = 1e-4  # of a resource: Ray counts in ten-thousandths
 
 

@@ -157,8 +157,9 @@ def _whole(low: int) -> tuple[Check, str]:
 
 
 def _list_of(kind: type) -> Check:
-    return lambda value: isinstance(value, list) and all(
-        isinstance(item, kind) and not isinstance(item, bool) and item != "" for item in value
+    return lambda value: (
+        isinstance(value, list)
+        and all(isinstance(item, kind) and not isinstance(item, bool) and item != "" for item in value)
     )
 
 
