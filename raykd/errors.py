@@ -60,3 +60,10 @@ def first_line(error: BaseException) -> str:
         for failure in failures.values():
             inner = failure[0] if isinstance(failure, tuple) else failure
     return (str(inner).splitlines() or [type(inner).__name__])[0]
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error's message, where nested checks name the cause; a bare key gets its class's name."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = lines[-1] if lines else ""
+    return line if " " in line else f"{type(error).__name__}: {line}" if line else type(error).__name__
