@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,11 +14,11 @@ from raykd.recipe import engine_options, schedules
 def vllm_fields(file: str, name: str) -> set[str]:
     """The public fields of a class of vLLM, read from its source: importing vLLM takes long."""
     spec = importlib.util.find_spec("vllm")
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:
         pytest.skip("vLLM is not installed")
     tree = ast.parse((Path(spec.submodule_search_locations[0]) / file).read_text())
     (found,) = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == name)
-    fields = {node.target.id for node in found.body if isinstance(node, ast.AnnAssign)}
+    fields = {ast.unparse(node.target) for node in found.body if isinstance(node, ast.AnnAssign)}
     return {field for field in fields if not field.startswith("_")}
 
 
@@ -71,7 +72,7 @@ def test_options_that_are_refused_are_those_that_generate_cannot_serve(tiny_mode
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    model = AutoModelForCausalLM.from_pretrained(tiny_models["llama"])
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_models["llama"])
     values = {"token_healing": True, "prompt_lookup_num_tokens": 3, "penalty_alpha": 0.6, "dola_layers": "high"}
     ids = torch.tensor([[3, 4, 5], [5, 4, 3]])
     for name, value in values.items():

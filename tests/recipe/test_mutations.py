@@ -50,7 +50,11 @@ teacher:
   task: classification
   labels: [ham, spam]
   engine: {{kind: transformers, batch_tokens: 1024, dtype: bfloat16}}
-  fine_tune: {{learning_rate: 0.001, max_steps: 10, schedule: cosine_with_min_lr, schedule_options: {{min_lr_rate: 0.1}}}}
+  fine_tune:
+    learning_rate: 0.001
+    max_steps: 10
+    schedule: cosine_with_min_lr
+    schedule_options: {{min_lr_rate: 0.1}}
 student:
   model: {{kind: pruned, path: t, layers: [0, 2]}}
   task: classification
