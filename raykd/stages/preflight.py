@@ -227,7 +227,7 @@ def _check_prompts(recipe: Recipe, field: str, role: Teacher | Student, shared: 
     reasons = [_why_not(role, config, len(row), reads) for row in ids]
     if field == "student" and not recipe.pseudo_targets.selects():
         most = recipe.student.training.max_input_tokens
-        long = (f"input of {len(row)} tokens, at most {most} (student.training.max_input_tokens)" for row in ids)
+        long = (f"input of {len(row)} tokens, student.training.max_input_tokens is {most}" for row in ids)
         reasons = [
             reason or (why if len(row) > most else None) for reason, why, row in zip(reasons, long, ids, strict=True)
         ]
