@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -62,17 +61,6 @@ class EndpointEngine(Section):
     )
     timeout_seconds: float = Field(default=120, gt=0, description="how long a response may take")
     price: Price | None = None
-
-    @model_validator(mode="after")
-    def _an_address(self) -> EndpointEngine:
-        try:
-            parts = urlsplit(self.url)
-            right = bool(parts.hostname) and parts.port != 0 and not any(c.isspace() for c in self.url)
-        except ValueError:  # a port that is no number; brackets of an address that are not closed
-            right = False
-        if not right:
-            raise ValueError(f"url: expected http://host:port/v1, found {self.url!r:.200}")
-        return self
 
 
 Engine = Annotated[VllmEngine | TransformersEngine | ScriptedEngine | EndpointEngine, Field(discriminator="kind")]

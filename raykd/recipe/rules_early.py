@@ -5,13 +5,16 @@ As in `rules`, each takes a recipe whose sections are right by themselves and ra
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from raykd.recipe.engine_options import require_arguments, require_options
-from raykd.recipe.generation import TopKPayload, VllmEngine
+from raykd.recipe.generation import EndpointEngine, TopKPayload, VllmEngine
 from raykd.recipe.methods import Mckd
-from raykd.recipe.models import WordsTokenizer
+from raykd.recipe.model_types import model_types
+from raykd.recipe.models import FromConfig, WordsTokenizer
 from raykd.recipe.prompts import Chat, Shots
 from raykd.recipe.roles import Student, Teacher
 
@@ -115,6 +118,30 @@ def a_teachers_head_gives_texts(recipe: Recipe) -> None:
         )
 
 
+def an_endpoint_has_an_address(recipe: Recipe) -> None:
+    engine = recipe.teacher.engine
+    if not isinstance(engine, EndpointEngine):
+        return
+    try:
+        parts = urlsplit(engine.url)
+        right = bool(parts.hostname) and parts.port != 0 and not any(c.isspace() for c in engine.url)
+    except ValueError:  # a port that is no number; brackets of an address that are not closed
+        right = False
+    if not right:
+        raise ValueError(f"teacher.engine.url: expected http://host:port/v1, found {engine.url!r:.200}")
+
+
+def model_types_exist(recipe: Recipe) -> None:
+    for name, role in _roles(recipe):
+        known = model_types() if isinstance(role.model, FromConfig) else frozenset()
+        if isinstance(role.model, FromConfig) and known and role.model.model_type not in known:
+            near = difflib.get_close_matches(role.model.model_type, sorted(known), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(
+                f"{name}.model.model_type: transformers knows no such model, found {role.model.model_type!r:.60}{hint}"
+            )
+
+
 # ------------------------------------------------------------------------------------------------------- rows, prompts
 
 
@@ -163,6 +190,8 @@ EARLY_RULES: tuple[Callable[[Recipe], None], ...] = (
     the_engine_gives_the_top_k,
     a_scripted_teacher_gives_texts,
     a_teachers_head_gives_texts,
+    an_endpoint_has_an_address,
+    model_types_exist,
     words_have_no_chat_template,
     shots_have_enough_rows,
     there_are_inputs_to_learn,

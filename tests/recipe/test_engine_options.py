@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from raykd.recipe import engine_options, schedules
+from raykd.recipe import engine_options, model_types, schedules
 
 
 def vllm_fields(file: str, name: str) -> set[str]:
@@ -80,3 +80,9 @@ def test_options_that_are_refused_are_those_that_generate_cannot_serve(tiny_mode
         options = {"max_new_tokens": 2, "do_sample": False, name: value}
         with pytest.raises(ValueError, match=".+"):
             model.generate(input_ids=ids, generation_config=GenerationConfig(**options))
+
+
+def test_model_types_are_the_installed_ones():
+    from transformers import CONFIG_MAPPING
+
+    assert model_types.model_types() == set(CONFIG_MAPPING.keys())

@@ -162,6 +162,16 @@ BROKEN = [
         "teacher.payload: a model whose task is classification gives texts, found top_k",
     ),
     (
+        rules.an_endpoint_has_an_address,
+        ["teacher={model: {kind: endpoint, name: m}, engine: {kind: endpoint, url: 'http://host:port/v1'}}"],
+        "teacher.engine.url: expected http://host:port/v1, found 'http://host:port/v1'",
+    ),
+    (
+        rules.model_types_exist,
+        [WORDS, "student.model={kind: config, model_type: t5x}"],
+        "student.model.model_type: transformers knows no such model, found 't5x'; did you mean t5?",
+    ),
+    (
         rules.words_have_no_chat_template,
         [WORDS, T5, "student.prompt={kind: chat}"],
         "student.prompt: kind chat needs a chat template, and a tokenizer of kind words has none",
@@ -254,10 +264,6 @@ SECTIONS = [
     ("cluster.capacity={CPU: -4}", "cluster: capacity.CPU: expected 0, or 0.0001 or more, found -4"),
     ("seed=-1", "seed: Input should be greater than or equal to 0, found -1"),
     (f"name={'x' * 101}", f"name: String should have at most 100 characters, found '{'x' * 48} ... {'x' * 25}'"),
-    (
-        "teacher={model: {kind: endpoint, name: m}, engine: {kind: endpoint, url: 'http://host:port/v1'}}",
-        "teacher.engine: url: expected http://host:port/v1, found 'http://host:port/v1'",
-    ),
 ]
 
 RIGHT = [

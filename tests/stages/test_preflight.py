@@ -109,7 +109,6 @@ REFUSED = [
         {},
         "student.training: settings.dmodel: t5 has no such setting; d_model?",
     ),
-    (model("t5x"), {}, "model_type 't5x': transformers knows no such model; did you mean t5?"),
     (
         model("llama", **{**LLAMA, "num_attention_heads": 3}),
         {},
@@ -135,8 +134,8 @@ REFUSED = [
     (
         student(lora={"modules": ["no_such_layer"]}),
         {},
-        "student.training: lora.modules ['no_such_layer']: Target modules {'no_such_layer'} not found in the base model. "
-        "Please check the target modules and try again.",
+        "student.training: lora.modules ['no_such_layer']: Target modules {'no_such_layer'} not found in the base "
+        "model. Please check the target modules and try again.",
     ),
     (
         {"student__model": {"kind": "checkpoint", "path": "FOLDER/other"}, **student(**JSD)},
