@@ -87,6 +87,17 @@ def the_shortest_output_is_not_above_the_longest(recipe: Recipe) -> None:
             )
 
 
+def vllm_schedules_every_sequence(recipe: Recipe) -> None:
+    for name, role in _roles(recipe):
+        arguments = role.engine.arguments if isinstance(role.engine, VllmEngine) else {}
+        tokens, sequences = arguments.get("max_num_batched_tokens"), arguments.get("max_num_seqs", 1)
+        if tokens is not None and tokens < sequences:
+            raise ValueError(
+                f"{name}.engine.arguments.max_num_batched_tokens: expected {sequences} or more, max_num_seqs, "
+                f"found {tokens}"
+            )
+
+
 def an_output_fits_into_the_engine(recipe: Recipe) -> None:
     for name, role in _roles(recipe):
         longest = role.engine.arguments.get("max_model_len") if isinstance(role.engine, VllmEngine) else None
@@ -186,6 +197,7 @@ EARLY_RULES: tuple[Callable[[Recipe], None], ...] = (
     vllm_samples_below_its_highest_temperature,
     beams_give_every_sample,
     the_shortest_output_is_not_above_the_longest,
+    vllm_schedules_every_sequence,
     an_output_fits_into_the_engine,
     the_engine_gives_the_top_k,
     a_scripted_teacher_gives_texts,

@@ -32,6 +32,7 @@ from raykd.recipe.recipe import Recipe
 from raykd.recipe.roles import Student, Teacher
 from raykd.recipe.training import Training
 from raykd.run.session import Session
+from raykd.stages.prompts import prompt_shots
 from raykd.stages.rows import json_lines, output_format, read_rows
 from raykd.stages.tokenizer import shared_tokenizer
 from raykd.stages.train import prompt_encoder
@@ -130,6 +131,11 @@ def _check_training(session: Session, plan: _Training) -> None:
         admits.require_adapters(model, settings.lora, settings.gradient_checkpointing)
     encoder = prompt_encoder(role, plan.tokenizer, role.task == "generation" and model.config.is_encoder_decoder)
     positions = admits.learned_positions(model)
+    if positions and settings.dev_metrics and settings.dev_prediction_tokens >= positions:
+        raise RecipeError(
+            f"{plan.field}.dev_prediction_tokens: expected less than {positions}, the model's positions, "
+            f"found {settings.dev_prediction_tokens}"
+        )
     for split, examples in plan.rows.items():
         _check_gold(session.recipe, plan, encoder, positions, split, examples[:FIRST])
     if plan.field == "student.training" and settings.needs_teacher():
@@ -193,21 +199,38 @@ def _check_teacher(recipe: Recipe, shared: str) -> None:
     teacher = recipe.teacher
     if isinstance(teacher.model, EndpointModel):
         return
-    config = _configuration(teacher.model)
     with _named("teacher.model"):
         if not teacher.fine_tune and teacher.engine.kind in ("vllm", "transformers"):
             admits.require_trained_for(teacher.model.path, teacher.task)
             tokenizer = load_tokenizer(teacher.model.path, teacher.task == "generation")
             admits.admitted_model(teacher.model, tokenizer, teacher.task, teacher.labels)
-    payload = teacher.payload
-    if isinstance(payload, TopKPayload) and teacher.engine.kind == "vllm":
-        words = (
-            len(load_tokenizer(shared))
-            if isinstance(teacher.model, FromConfig)
-            else config.get_text_config().vocab_size
+    if isinstance(teacher.engine, VllmEngine):
+        _check_vllm(teacher, len(load_tokenizer(shared)) if isinstance(teacher.model, FromConfig) else None)
+
+
+def _check_vllm(teacher: Teacher, words: int | None) -> None:
+    """Raise RecipeError for what vLLM would refuse; `words`: the teacher's tokens, None: its configuration says."""
+    assert isinstance(teacher.engine, VllmEngine) and not isinstance(teacher.model, EndpointModel)
+    config = _settled_configuration(teacher.model).get_text_config()
+    payload, arguments = teacher.payload, teacher.engine.arguments
+    words = words or config.vocab_size
+    if isinstance(payload, TopKPayload) and payload.k > words:
+        raise RecipeError(f"teacher.payload.k: expected at most {words}, the teacher's tokens, found {payload.k}")
+    context, longest = admits.context_length(config), arguments.get("max_model_len")
+    rope = getattr(config, "rope_parameters", None) or {}
+    scaled = rope.get("rope_type", "default") != "default" or "hf_overrides" in arguments
+    allowed = scaled or os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN")
+    if context and longest and longest > max(context, getattr(config, "model_max_length", 0)) and not allowed:
+        raise RecipeError(
+            f"teacher.engine.arguments.max_model_len: expected at most {context}, the model's positions, "
+            f"found {longest}"
         )
-        if payload.k > words:
-            raise RecipeError(f"teacher.payload.k: expected at most {words}, the teacher's tokens, found {payload.k}")
+    parallel, heads = arguments.get("tensor_parallel_size", 1), config.num_attention_heads
+    if heads % parallel:
+        raise RecipeError(
+            f"teacher.engine.arguments.tensor_parallel_size: expected a divisor of {heads}, the model's attention "
+            f"heads, found {parallel}"
+        )
 
 
 def _check_prompts(recipe: Recipe, field: str, role: Teacher | Student, shared: str, rows: list[Example]) -> None:
@@ -216,9 +239,12 @@ def _check_prompts(recipe: Recipe, field: str, role: Teacher | Student, shared: 
     tokenizer = None
     if not isinstance(model, EndpointModel):
         tokenizer = load_tokenizer(shared if isinstance(model, FromConfig) else model.path, role.task == "generation")
-    encoder = prompt_encoder(role, "", False)
     with _named(f"{field}.prompt"):
-        texts = prompts.renderer(role.prompt, encoder.shots, tokenizer, endpoint)([e.input for e in rows])
+        shots, prompt = prompt_shots(role), role.prompt
+        if not isinstance(prompt, str) and prompt.shots and prompt.shots.encoder:  # whose weights take time to read
+            load_tokenizer(prompt.shots.encoder, generates=False)
+            prompt = prompt.model_copy(update={"shots": None})
+        texts = prompts.renderer(prompt, shots, tokenizer, endpoint)([e.input for e in rows])
     if tokenizer is None or isinstance(model, EndpointModel):
         return
     config = _settled_configuration(model)
@@ -283,9 +309,12 @@ def _check_formats(session: Session, splits: Splits) -> None:
 
 
 def _check_metrics(recipe: Recipe, splits: Splits) -> None:
-    """Raise DataError for a metric that cannot score the test or dev rows with their own targets as predictions."""
-    scored = [("metrics", name, splits.test) for name in recipe.metrics]
+    """Raise DataError for a metric that cannot score the rows that it will score; their targets are the predictions."""
+    scored = [("metrics", name, examples) for name in recipe.metrics for examples in (splits.test, splits.unlabelled)]
     scored += [("dev_metrics", name, splits.dev) for name in recipe.student.training.dev_metrics]
+    consistency = recipe.method.consistency_filter if isinstance(recipe.method, Mckd) else None
+    if consistency:
+        scored.append(("method.consistency_filter", consistency.metric, splits.test or splits.gold or splits.dev))
     for field, name, examples in scored:
         rows = [example for example in examples[:SCORED] if example.target is not None]
         if rows:

@@ -142,6 +142,11 @@ BROKEN = [
         "student.sampling.options.min_new_tokens: expected at most 4, max_tokens, found 5",
     ),
     (
+        rules.vllm_schedules_every_sequence,
+        [arguments("max_num_seqs: 64, max_num_batched_tokens: 32")],
+        "teacher.engine.arguments.max_num_batched_tokens: expected 64 or more, max_num_seqs, found 32",
+    ),
+    (
         rules.an_output_fits_into_the_engine,
         [arguments("max_model_len: 128")],
         "teacher.sampling.max_tokens: expected less than 128, the engine's max_model_len, found 128",

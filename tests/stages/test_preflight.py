@@ -263,6 +263,35 @@ REFUSED = [
         {},
         "teacher.payload.k: expected at most 20, the teacher's tokens, found 64",
     ),
+    (
+        {"teacher__engine": {"kind": "vllm", "arguments": {"max_model_len": 65}}},
+        {},
+        "teacher.engine.arguments.max_model_len: expected at most 64, the model's positions, found 65",
+    ),
+    (
+        {"teacher__engine": {"kind": "vllm", "arguments": {"tensor_parallel_size": 2}}},
+        {},
+        "teacher.engine.arguments.tensor_parallel_size: expected a divisor of 1, the model's attention heads, found 2",
+    ),
+    (
+        {
+            "student__model": {"kind": "checkpoint", "path": "FOLDER/wpe"},
+            "student__sampling": {"max_tokens": 2},
+            **student(dev_metrics=["exact_match"], dev_prediction_tokens=16),
+        },
+        {},
+        "student.training.dev_prediction_tokens: expected less than 16, the model's positions, found 16",
+    ),
+    (
+        {
+            "student__prompt": {
+                "kind": "completion",
+                "shots": {"rows": "ONE", "count": 1, "choose": "embedding", "encoder": "FOLDER/nowhere"},
+            }
+        },
+        {},
+        "student.prompt: FOLDER/nowhere: no tokenizer: ",
+    ),
 ]
 
 
