@@ -32,10 +32,12 @@ from raykd.recipe.recipe import Recipe
 from raykd.recipe.roles import Student, Teacher
 from raykd.recipe.training import Training
 from raykd.run.session import Session
+from raykd.stages.label import decoding_parts
 from raykd.stages.prompts import prompt_shots
 from raykd.stages.rows import json_lines, output_format, read_rows
 from raykd.stages.tokenizer import shared_tokenizer
 from raykd.stages.train import prompt_encoder
+from raykd.store.open import require_parts
 
 FIRST = 64  # rows of each split that are encoded
 SCORED = 2000  # test rows that every metric must be able to score
@@ -86,10 +88,7 @@ def _trainings(recipe: Recipe, splits: Splits, shared: str) -> Iterator[_Trainin
         rows = {"data.gold": splits.gold, **dev}
         model = teacher.model
         yield _Training("teacher.fine_tune", teacher, teacher.fine_tune, model, tokenizer(model), rows)
-    learns_gold = student.training.sequences.kind != "pseudo_targets" or (
-        isinstance(recipe.method, Mckd) and recipe.method.gold
-    )
-    rows = {"data.gold": splits.gold} if learns_gold else {}
+    rows = {"data.gold": splits.gold} if _learns_gold(recipe) else {}
     model = student.model
     yield _Training("student.training", student, student.training, model, tokenizer(model), rows)
     if arm:
@@ -97,6 +96,12 @@ def _trainings(recipe: Recipe, splits: Splits, shared: str) -> Iterator[_Trainin
             model = model.model_copy(update={"settings": {**model.settings, **arm.settings}})
         rows = {"arms.gold_only.rows": splits.control, **dev}
         yield _Training("arms.gold_only", student, student.training, model, tokenizer(model), rows)
+
+
+def _learns_gold(recipe: Recipe) -> bool:
+    """Whether the student learns gold targets as well."""
+    mixed_in = isinstance(recipe.method, Mckd) and recipe.method.gold
+    return mixed_in or recipe.student.training.sequences.kind != "pseudo_targets"
 
 
 @contextmanager
@@ -168,7 +173,9 @@ def _check_gold(
 
 def _check_agreement(recipe: Recipe, plan: _Training, tokenizer: Any, model: Any) -> None:
     """Raise ModelError where the losses cannot compare the student with its teacher."""
-    teacher, source = recipe.teacher, plan.training.teacher
+    from raykd.training import setup
+
+    teacher = recipe.teacher
     if isinstance(teacher.model, EndpointModel):
         return
     folder = plan.tokenizer if isinstance(teacher.model, FromConfig) else teacher.model.path
@@ -176,10 +183,12 @@ def _check_agreement(recipe: Recipe, plan: _Training, tokenizer: Any, model: Any
     if teacher.task == "generation":
         with _named("student.training.losses"):
             shared_vocab_size(tokenizer, load_tokenizer(folder))
-        if source.kind != "store" and bool(config.is_encoder_decoder) != bool(model.config.is_encoder_decoder):
+        if setup.reads_along(plan.training) and bool(config.is_encoder_decoder) != bool(
+            model.config.is_encoder_decoder
+        ):
             kinds = {True: "an encoder-decoder", False: "decoder-only"}
             raise ModelError(
-                f"student.training.teacher: kind {source.kind} reads along with the student: its model is "
+                "student.training.teacher: the teacher reads along with the student, whose model is "
                 f"{kinds[bool(model.config.is_encoder_decoder)]}, the teacher's is "
                 f"{kinds[bool(config.is_encoder_decoder)]}; expected kind store, or models of one kind"
             )
@@ -341,6 +350,8 @@ def _check_surroundings(recipe: Recipe) -> None:
         _check_place("cluster.student.storage", place)
     if recipe.teacher.store:
         _check_place("teacher.store", recipe.teacher.store)
+        with _named("teacher.store"):
+            require_parts(recipe.teacher.store, decoding_parts(recipe.teacher, recipe.seed))
 
 
 def _check_place(field: str, place: str) -> None:

@@ -8,15 +8,17 @@ import time
 
 import pytest
 import yaml
-from conftest import LLAMA, T5, pairs, write_rows
+from conftest import LLAMA, T5, pairs, raykd, write_rows
 
 from raykd.errors import RaykdError
 from raykd.models.load import load_model
 from raykd.models.tokenizers import build_tokenizer, load_tokenizer
+from raykd.recipe.generation import TextPayload
 from raykd.recipe.load import load_recipe
 from raykd.recipe.models import FromConfig, WordsTokenizer
 from raykd.run.session import Session
 from raykd.stages.preflight import preflight
+from raykd.store.open import open_store
 
 TRAINING = {"learning_rate": 0.01, "max_steps": 10}
 BERT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -149,7 +151,7 @@ REFUSED = [
             **student(**IN_PROCESS),
         },
         {},
-        "student.training.teacher: kind in_process reads along with the student: its model is an encoder-decoder, the "
+        "student.training.teacher: the teacher reads along with the student, whose model is an encoder-decoder, the "
         "teacher's is decoder-only; expected kind store, or models of one kind",
     ),
     (
@@ -337,8 +339,30 @@ def test_what_may_end_well_is_let_through_within_seconds_and_without_ray(folder,
     assert {path.parent.name for path in session.path.rglob("manifest.json")} <= {"data", "tokenizer"}
 
 
+def test_a_named_store_with_other_settings_is_one_line(folder, tmp_path):
+    store = tmp_path / "store"
+    open_store(tmp_path, {"model": "x", "prompt": "{input}", "engine": "vllm"}, TextPayload(kind="text"), store)
+    text = line(Session(recipe(folder, tmp_path, {"teacher__store": str(store)})), folder)
+    assert text.startswith(
+        f"teacher.store: {store}: written with another prompt: '{{input}}', expected '{{input}} =>'; another engine: "
+        "'vllm', expected 'transformers'; another sampling: None, expected {"
+    )
+
+
 def test_it_is_not_done_again_once_the_teacher_has_labelled(folder, tmp_path):
     session = Session(recipe(folder, tmp_path, {"teacher__sampling": {"max_tokens": 64}}))
     with session:
         session.stage("teacher/labels", "label", {}, lambda folder: ({}, {}))
         preflight(session)
+
+
+@pytest.mark.parametrize("command", ["run", "label", "tune"])
+def test_the_command_line_ends_within_seconds_and_without_ray(folder, tmp_path, command):
+    file = tmp_path / "recipe.yaml"
+    recipe(folder, tmp_path, {"teacher__sampling": {"max_tokens": 64}})
+    started = time.monotonic()
+    done = raykd(command, str(file), *(["schedule"] if command == "tune" else []))
+    assert done.returncode == 1 and time.monotonic() - started < 30, done.stdout + done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("raykd: teacher: row r0: prompt of 5 tokens + max_tokens 64 > ")
+    assert "Ray started" not in done.stdout
