@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from raykd.recipe.engine_options import require_arguments, require_options
 from raykd.recipe.generation import EndpointEngine, TopKPayload, VllmEngine
-from raykd.recipe.methods import Mckd
+from raykd.recipe.methods import Distill, Mckd
 from raykd.recipe.model_types import model_types
 from raykd.recipe.models import FromConfig, WordsTokenizer
 from raykd.recipe.prompts import Chat, Shots
@@ -177,6 +177,14 @@ def there_are_inputs_to_learn(recipe: Recipe) -> None:
         raise ValueError(f"data.unlabelled.limit: expected {least} or more, found {limit}")
 
 
+def a_student_that_follows_has_rows_to_begin_with(recipe: Recipe) -> None:
+    if isinstance(recipe.method, Distill) and recipe.method.overlap and recipe.teacher.shard_rows < 2:
+        raise ValueError(
+            f"teacher.shard_rows: with method.overlap the first shard is learnt and evaluated on: expected 2 or more, "
+            f"found {recipe.teacher.shard_rows}"
+        )
+
+
 def arms_have_learning_rates(recipe: Recipe) -> None:
     arm = recipe.arms.gold_only
     for rate in arm.learning_rates if arm else ():
@@ -207,6 +215,7 @@ EARLY_RULES: tuple[Callable[[Recipe], None], ...] = (
     words_have_no_chat_template,
     shots_have_enough_rows,
     there_are_inputs_to_learn,
+    a_student_that_follows_has_rows_to_begin_with,
     arms_have_learning_rates,
     a_polynomial_falls,
 )

@@ -208,8 +208,9 @@ def _check_teacher(recipe: Recipe, shared: str) -> None:
     teacher = recipe.teacher
     if isinstance(teacher.model, EndpointModel):
         return
-    with _named("teacher.model"):
-        if not teacher.fine_tune and teacher.engine.kind in ("vllm", "transformers"):
+    opens = teacher.engine.kind in ("vllm", "transformers")
+    if opens and not teacher.fine_tune and not isinstance(teacher.model, FromConfig):
+        with _named("teacher.model"):
             admits.require_trained_for(teacher.model.path, teacher.task)
             tokenizer = load_tokenizer(teacher.model.path, teacher.task == "generation")
             admits.admitted_model(teacher.model, tokenizer, teacher.task, teacher.labels)
@@ -229,9 +230,10 @@ def _check_vllm(teacher: Teacher, words: int | None) -> None:
     rope = getattr(config, "rope_parameters", None) or {}
     scaled = rope.get("rope_type", "default") != "default" or "hf_overrides" in arguments
     allowed = scaled or os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN")
-    if context and longest and longest > max(context, getattr(config, "model_max_length", 0)) and not allowed:
+    most = max(context or 0, getattr(config, "model_max_length", None) or 0)
+    if most and longest and longest > most and not allowed:
         raise RecipeError(
-            f"teacher.engine.arguments.max_model_len: expected at most {context}, the model's positions, "
+            f"teacher.engine.arguments.max_model_len: expected at most {most}, the model's positions, "
             f"found {longest}"
         )
     parallel, heads = arguments.get("tensor_parallel_size", 1), config.num_attention_heads
@@ -298,10 +300,11 @@ def _why_not(role: Teacher | Student, config: Any, tokens: int, encoder: bool) -
 
 
 def _check_counts(recipe: Recipe, splits: Splits) -> None:
-    """Raise DataError for too few inputs to learn from and to evaluate on."""
+    """Raise DataError for too few inputs to learn from and to evaluate on: an input is never both."""
     parts = recipe.method.partitions if isinstance(recipe.method, Mckd) else 1
-    if len(splits.unlabelled) < 2 * parts:
-        raise DataError(f"data.unlabelled: {len(splits.unlabelled)} inputs, expected {2 * parts} or more")
+    different = len({example.input for example in splits.unlabelled})
+    if different < 2 * parts:
+        raise DataError(f"data.unlabelled: {different} different inputs, expected {2 * parts} or more")
 
 
 def _check_formats(session: Session, splits: Splits) -> None:

@@ -197,6 +197,12 @@ BROKEN = [
         "data.unlabelled.limit: expected 4 or more, found 3",
     ),
     (
+        rules.a_student_that_follows_has_rows_to_begin_with,
+        ["method.overlap=true", "teacher.shard_rows=1"],
+        "teacher.shard_rows: with method.overlap the first shard is learnt and evaluated on: expected 2 or more, "
+        "found 1",
+    ),
+    (
         rules.arms_have_learning_rates,
         [DEV, f"arms.gold_only={{rows: {ROWS}, learning_rates: [0.1, -1]}}"],
         "arms.gold_only.learning_rates: expected numbers above 0, found -1",

@@ -39,8 +39,13 @@ def folder(tmp_path_factory, shared_tokenizer, tiny_models):
     folder = tmp_path_factory.mktemp("preflight")
     write_rows(folder / "rows.jsonl", pairs(80))
     write_rows(folder / "classes.jsonl", [{**row, "target": "AB"[i % 2]} for i, row in enumerate(pairs(80))])
-    write_rows(folder / "long.jsonl", [{**row, "input": " ".join(["a"] * 100)} for row in pairs(70)])
+    write_rows(
+        folder / "long.jsonl",
+        [{**row, "input": " ".join([*["a"] * 99, *row["input"].split()][-100:])} for row in pairs(70)],
+    )
     write_rows(folder / "one.jsonl", pairs(1))
+    write_rows(folder / "same.jsonl", [{**row, "input": "a b"} for row in pairs(40)])
+    write_rows(folder / "three.jsonl", pairs(3))
     shutil.copytree(tiny_models["llama"], folder / "llama")
     shutil.copytree(tiny_models["t5"], folder / "t5")
     build_tokenizer(WordsTokenizer(kind="words"), ["other words"], folder / "words")
@@ -193,7 +198,17 @@ REFUSED = [
         {},
         "student: row r0: input of 5 tokens, student.training.max_input_tokens is 3" + ALL,
     ),
-    ({}, {"unlabelled": "one"}, "data.unlabelled: 1 inputs, expected 2 or more"),
+    ({}, {"unlabelled": "one"}, "data.unlabelled: 1 different inputs, expected 2 or more"),
+    (
+        {"teacher__engine": {"kind": "scripted"}},
+        {"unlabelled": "same"},
+        "data.unlabelled: 1 different inputs, expected 2 or more",
+    ),
+    (
+        {"method": {"kind": "mckd"}, "data__unlabelled__limit": 6},
+        {"unlabelled": "three"},
+        "data.unlabelled: 3 different inputs, expected 4 or more",
+    ),
     (
         {**GOLD, "student__training": {**GOLD["student__training"], "max_target_tokens": 2}},
         {"gold": "rows"},
