@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,7 +123,7 @@ def resolve_paths(recipe: Recipe) -> Recipe:
                 old = getattr(value, name)
                 new = absolute(old)
                 local = name == "path" or (name == "name" and isinstance(value, DatasetRows))
-                if local and "://" not in old and Path(old).exists():
+                if local and "://" not in old and os.path.exists(old):  # False too for a name that is too long
                     new = str(Path(old).absolute())
                 if new is not old:
                     changes[name] = new

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from raykd.errors import RecipeError
-from raykd.recipe.load import dump_recipe, load_recipe, parse_recipe
+from raykd.recipe.load import dump_recipe, load_recipe, parse_recipe, resolve_paths
 from raykd.recipe.messages import LONGEST
 from raykd.recipe.recipe import Recipe
 
@@ -185,7 +185,8 @@ def trees() -> list[dict]:
 def require_a_recipe_or_one_line(tree: dict) -> bool:
     """Whether it is a recipe; fails for anything but that or one short line."""
     try:
-        assert isinstance(parse_recipe(tree, "recipe.yaml"), Recipe)
+        recipe = parse_recipe(tree, "recipe.yaml")
+        assert isinstance(recipe, Recipe) and dump_recipe(resolve_paths(recipe))  # as `raykd check` prints it
         return True
     except RecipeError as error:
         text = str(error)
