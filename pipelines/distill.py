@@ -80,10 +80,10 @@ def train_student(session: Session, splits: Splits, stored: StoredSource) -> dic
 
 def training_data(session: Session, splits: Splits, stored: StoredSource) -> TrainingData:
     """What the student learns: the teacher's pseudo-targets, and the gold targets that its sequences take in."""
-    kind = session.recipe.student.training.sequences.kind
-    if kind == "pseudo_targets":
+    sequences = session.recipe.student.training.sequences
+    if "gold" not in sequences.sources():
         return TrainingData((replace(stored, sources=("unlabelled",)),), ARM)
-    sources = ("gold",) if kind == "gold" else ("unlabelled", "gold")
+    sources = ("unlabelled", "gold") if sequences.passes() else ("gold",)
     return TrainingData((replace(stored, sources=sources, gold=str(splits.file("gold"))),), ARM)
 
 
@@ -95,7 +95,7 @@ def label_by_teacher(
     Also for the gold inputs, where the student learns both. `on_start` is called before the first pseudo-target.
     """
     sources = {**inputs, **({"test": splits.file("test")} if "test" in splits.names else {})}
-    if session.recipe.student.training.sequences.kind != "pseudo_targets":
+    if "gold" in session.recipe.student.training.sequences.sources():
         sources["gold"] = splits.file("gold")
     request = LabellingRequest(
         name="teacher/labels",

@@ -77,8 +77,8 @@ def scorers(spec: TrainingSpec, cluster: Cluster) -> Iterator[ActorScorer | None
     """A context with the scorer of a training whose teacher is remote; yields None for any other training."""
     from raykd.models.tokenizers import load_tokenizer, shared_vocab_size
 
-    section = spec.training.teacher
-    if not spec.training.needs_teacher() or not isinstance(section, RemoteOutputs) or spec.teacher is None:
+    section = spec.training.live_outputs()
+    if not isinstance(section, RemoteOutputs) or spec.teacher is None:
         yield None
         return
     vocab_size = shared_vocab_size(load_tokenizer(spec.tokenizer), load_tokenizer(spec.teacher.tokenizer))

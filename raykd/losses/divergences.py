@@ -6,7 +6,7 @@ gradient goes to the student alone. Where its form is short it is written down b
 would keep three times the memory.
 
 Where the teacher's probability is 0 (log-probability -inf), forward-type divergences are finite; reverse-type ones
-(reverse KL, its weighted sums, adaptive KL, the reverse setting of ATKD) are +inf there by their definition.
+(reverse KL, its weighted sums, adaptive KL, ATKD in reverse) are +inf there by their definition.
 """
 
 from __future__ import annotations
@@ -177,45 +177,14 @@ def dkd(
     return alpha * target + beta * diversity
 
 
-def atkd(
-    student_NE: torch.Tensor,
-    teacher_NE: torch.Tensor,
-    at_N: torch.Tensor,
-    reverse: bool = False,
-    weigh_diversity: bool = False,
-) -> dict[str, torch.Tensor]:
-    """ATKD (Zhong et al. 2024, section 3): the loss of an easy token, that of a hard token, and their parts.
-
-    easy_N: diversity part; hard_N: target part + diversity part; and for diagnosis target_part_N, diversity_part_N,
-    uncertainty_N, the teacher's. reverse exchanges student and teacher in both parts. weigh_diversity multiplies the
-    diversity part by the uncertainty again, so that a hard token's loss is forward KL.
-    """
-    target, diversity, uncertainty = target_parts(student_NE, teacher_NE, at_N)
-    left = uncertainty
-    if reverse:
-        target, diversity, left = target_parts(teacher_NE, student_NE, at_N)
-    easy = diversity * left if weigh_diversity else diversity
-    parts = {"target_part": target, "diversity_part": diversity, "uncertainty": uncertainty}
-    return {"easy": easy, "hard": target + easy, **parts}
+def mse(student_N: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+    """(S - y)^2 of a predicted number and its label: a loss of a regression."""
+    return (student_N - labels_N).square()
 
 
-def easy_tokens(uncertainty_N: torch.Tensor, hard_share: float = 0.5) -> torch.Tensor:
-    """easy_mask_N, true where the uncertainty is below that of the token where the hard share begins (ATKD, section 3).
-
-    With a half, below the lower median: so the median token, and all that tie with it, are hard. These positions
-    are one group: a micro-batch's, or those of the global batch of all workers.
-    """
-    if hard_share <= 0:
-        return torch.ones_like(uncertainty_N, dtype=torch.bool)
-    if not uncertainty_N.numel():
-        return torch.zeros_like(uncertainty_N, dtype=torch.bool)
-    at = math.floor((1 - hard_share) * (uncertainty_N.numel() - 1))
-    return uncertainty_N < uncertainty_N.kthvalue(at + 1).values
-
-
-def squared_error(student_N: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    """(S - T)^2 of two predicted numbers, or of a prediction and a label: the loss of a regression."""
-    return (student_N - targets_N).square()
+def teacher_mse(student_N: torch.Tensor, teacher_N: torch.Tensor) -> torch.Tensor:
+    """(S - T)^2 of two predicted numbers: a loss of a regression (matching logits, Hinton et al. 2015, section 2.1)."""
+    return (student_N - teacher_N).square()
 
 
 def rest(logprobs_NE: torch.Tensor, at_N1: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from raykd.losses import divergences
 from raykd.losses.logits import HeadLogits, Logits, wide
 
 LEAST = -1e30  # log-probability of a token that both models leave out: far from overflow, and its probability is 0
@@ -52,6 +53,35 @@ class Sampled(NamedTuple):
 
 
 TeacherOutputs = Logits | HeadLogits | TopK | Sampled
+CHUNK_BYTES = {"cpu": 3 * 2**24, "cuda": 2**28}  # of one tensor of logits; glibc keeps freed ones up to 2**25
+
+
+def chunk_rows(logits: Logits | HeadLogits) -> int:
+    """How many positions CHUNK_BYTES allow in a chunk of logits, 16 at least."""
+    return max(16, CHUNK_BYTES.get(logits.tensors()[0].device.type, CHUNK_BYTES["cpu"]) // (4 * logits.width))
+
+
+@torch.no_grad()
+def logits_of(teacher: Logits | HeadLogits, rows: slice) -> torch.Tensor:
+    """(R, V) logits of some rows."""
+    return teacher.finished(teacher.product(rows))
+
+
+@torch.no_grad()
+def uncertainty(teacher: Logits | HeadLogits | TopK, labels_N: torch.Tensor) -> torch.Tensor:
+    """(N,) 1 - T(y), the teacher's probability of all but the target; by chunks where logits must be made."""
+    if isinstance(teacher, TopK):
+        at = teacher.ids == labels_N[:, None]
+        logprobs = teacher.logprobs.masked_fill(~at, -math.inf).amax(1)
+        if teacher.target_logprobs is not None:
+            logprobs = torch.where(at.any(1), logprobs, teacher.target_logprobs)
+        return 1 - wide(logprobs).exp()
+    pieces, rows = [wide(teacher.tensors()[0][:0]).flatten()], chunk_rows(teacher)
+    for start in range(0, len(labels_N), rows):
+        part = slice(start, start + rows)
+        logprobs = logits_of(teacher, part).log_softmax(1)
+        pieces.append(divergences.rest(logprobs, labels_N[part][:, None]).squeeze(1).exp())
+    return torch.cat(pieces[1:] or pieces)
 
 
 class Events(NamedTuple):

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import torch
 
 from raykd.losses import divergences, teachers
-from raykd.losses.kinds import TokenLoss
 from raykd.losses.logits import HeadLogits, Logits, wide
-from raykd.losses.teachers import Sampled, TeacherOutputs, TopK
+from raykd.losses.loss import FunctionLoss, Loss
+from raykd.losses.teachers import Sampled, TeacherOutputs, TopK, logits_of
 
 IGNORE = -100
-CHUNK_BYTES = {"cpu": 3 * 2**24, "cuda": 2**28}  # of one tensor of logits; glibc keeps freed ones up to 2**25
 
 
 class TokenBatch(NamedTuple):
@@ -29,14 +28,15 @@ class TokenBatch(NamedTuple):
                   `Student` takes them as (B, T), and all that follows for the positions with a label alone, row by row
     teacher       logits (N, V), aligned with the labels, or another form of its outputs
     weights_N     what a position counts for, 1 unless given; see `sequence_weights`
-    easy_mask_N   atkd's groups: `easy_tokens` of `teacher_uncertainty`; made of the positions here if absent
+    term_weights  by term (N,), what a position counts for in it, see `term_weights`; made of these positions alone if
+                  absent
     denominators  by term name, those of the whole global step; the sums of the weights here unless given
     """
 
     labels: torch.Tensor
     teacher: torch.Tensor | TeacherOutputs | None = None
     weights_N: torch.Tensor | None = None
-    easy_mask_N: torch.Tensor | None = None
+    term_weights: Mapping[str, torch.Tensor] | None = None
     denominators: Mapping[str, float | torch.Tensor] | None = None
 
 
@@ -53,15 +53,17 @@ class Result(NamedTuple):
     total   the sum over terms of factor x sum / denominator: a scalar, the only part that carries a gradient
     terms   by name, in nats, without their factors
     values  by name, (N,): what each position came to, for terms and for diagnosis; 0 where nothing was counted
+    sums    by name of a feature loss, the sums of these rows, with their gradient; of a `Student` alone
     """
 
     total: torch.Tensor
     terms: dict[str, Term]
     values: dict[str, torch.Tensor]
+    sums: Mapping[str, Mapping[str, torch.Tensor]] = {}
 
 
 def token_losses(
-    losses: Sequence[TokenLoss],
+    losses: Sequence[Loss],
     student: torch.Tensor | Logits | HeadLogits,
     batch: TokenBatch,
     *,
@@ -86,13 +88,14 @@ def token_losses(
     student_K = _counted("student", student, at_K, len(labels_N), shared_vocab_size)
     teacher_K = _counted("teacher", batch.teacher, at_K, len(labels_N), shared_vocab_size)
     _check(losses, student_K, teacher_K, labels_K)
-    rows = chunk_rows or _chunk_rows(student_K)
+    rows = chunk_rows or teachers.chunk_rows(student_K)
     dtype = wide(student_K.tensors()[0][:0]).dtype
     weights_K = torch.ones_like(labels_K, dtype=dtype) if batch.weights_N is None else batch.weights_N[at_K].to(dtype)
-    easy_mask_K = (
-        _easy_mask(losses, teacher_K, labels_K, rows) if batch.easy_mask_N is None else batch.easy_mask_N[at_K]
-    )
-    weights = {name: w for loss in losses for name, w in loss.position_weights(weights_K, easy_mask_K).items()}
+    if batch.term_weights is None:
+        own = {loss.name: loss.loss.statistic(teacher_K, labels_K) for loss in losses if loss.loss.joins}
+        weights = term_weights(losses, weights_K, own, joined=own)
+    else:
+        weights = {name: of_term[at_K].to(dtype) for name, of_term in batch.term_weights.items()}
     counts = {name: w.sum() for name, w in weights.items()}
     factors = _over_denominators(losses, weights, batch.denominators or counts)
     pieces: dict[str, list[torch.Tensor]] = {}  # of values, by name, a tensor for each chunk
@@ -114,15 +117,33 @@ def sequence_weights(labels_BT: torch.Tensor) -> torch.Tensor:
     return counted.double() / counted.sum(1, keepdim=True).clamp(min=1)
 
 
-def teacher_uncertainty(
-    teacher: torch.Tensor | TeacherOutputs | None, labels_N: torch.Tensor, shared_vocab_size: int | None = None
-) -> torch.Tensor:
-    """(N,) 1 - T(y), by a pass over chunks of the teacher alone; 0 without a target. For `easy_tokens`."""
-    at_K = (labels_N != IGNORE).nonzero().squeeze(1)
-    teacher_K = _counted("teacher", teacher, at_K, len(labels_N), shared_vocab_size)
-    rows = _chunk_rows(teacher_K) if isinstance(teacher_K, Logits | HeadLogits) else 1
-    uncertainty_K = _uncertainty(teacher_K, labels_N[at_K], rows)
-    return uncertainty_K.new_zeros(len(labels_N)).index_copy(0, at_K, uncertainty_K)
+def statistics(
+    losses: Sequence[Loss],
+    teacher: torch.Tensor | TeacherOutputs | None,
+    labels_N: torch.Tensor,
+    shared_vocab_size: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """By name of a loss (N,) its statistic of N positions that all have a target; of losses that join alone."""
+    at_N = torch.arange(len(labels_N), device=labels_N.device)
+    teacher_N = _counted("teacher", teacher, at_N, len(labels_N), shared_vocab_size)
+    return {loss.name: loss.loss.statistic(teacher_N, labels_N) for loss in losses if loss.loss.joins}
+
+
+def term_weights(
+    losses: Sequence[Loss],
+    weights_N: torch.Tensor,
+    own: Mapping[str, torch.Tensor],
+    joined: Mapping[str, torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """By term (N,): what each position counts for. `own` and `joined` are the losses' statistics, by name.
+
+    own: of these N positions; joined: of all positions of the global batch.
+    """
+    return {
+        loss.term(term): of_term
+        for loss in losses
+        for term, of_term in loss.loss.weights(weights_N, own.get(loss.name), joined.get(loss.name)).items()
+    }
 
 
 def _counted(role: str, outputs: Any, at_K: torch.Tensor, positions: int, shared_vocab_size: int | None) -> Any:
@@ -138,14 +159,8 @@ def _counted(role: str, outputs: Any, at_K: torch.Tensor, positions: int, shared
     return outputs
 
 
-def _easy_mask(losses: Sequence[TokenLoss], teacher: Any, labels_K: torch.Tensor, rows: int) -> torch.Tensor | None:
-    """ATKD's easy tokens among these positions; None without that loss."""
-    hard_share = next((loss.hard_share for loss in losses if loss.kind == "atkd"), None)
-    return None if hard_share is None else divergences.easy_tokens(_uncertainty(teacher, labels_K, rows), hard_share)
-
-
 def _over_denominators(
-    losses: Sequence[TokenLoss], weights: Mapping[str, torch.Tensor], denominators: Mapping[str, Any]
+    losses: Sequence[Loss], weights: Mapping[str, torch.Tensor], denominators: Mapping[str, Any]
 ) -> dict[str, torch.Tensor]:
     """By term, what each position's value is multiplied by in the total; 0 where the denominator is 0."""
     factors = {name: factor for loss in losses for name, factor in loss.factors.items()}
@@ -197,7 +212,7 @@ class _Chunks(torch.autograd.Function):
 
 
 def _values(
-    losses: Sequence[TokenLoss],
+    losses: Sequence[Loss],
     teacher: TeacherOutputs | None,
     labels_K: torch.Tensor,
     cut_infinite: bool,
@@ -217,65 +232,41 @@ def _values(
         if isinstance(teacher, Sampled):
             return teachers.sampled(logits, teacher.pick(rows), labels)
         assert teacher is not None
-        return teachers.dense(logits, _logits(teacher, rows), labels, temperature, cut_infinite)
+        return teachers.dense(logits, logits_of(teacher, rows), labels, temperature, cut_infinite)
 
-    by_name = {}
+    by_name: dict[str, torch.Tensor] = {}
     for loss in losses:
-        kind, square = loss.definition, loss.temperature**2
-        if kind.teacher:
-            student_NE, teacher_NE, at_N = events(loss.temperature, kind.target and isinstance(teacher, TopK))
-            target = [at_N] if kind.target else []
-            values = kind.values(student_NE, teacher_NE, *target, **loss.options)
-        elif kind.values is divergences.cross_entropy:  # needs no probability but the target's
+        needs, square = loss.loss.needs, loss.temperature**2
+        if "teacher" in needs:
+            student_NE, teacher_NE, at_N = events(loss.temperature, "target" in needs and isinstance(teacher, TopK))
+            parts = loss.loss.values(student_NE, teacher_NE, at_N)
+        elif _is_of(loss, divergences.cross_entropy):  # needs no probability but the target's
             student_N1 = teachers.gathered(logits / loss.temperature, labels[:, None])
-            values = kind.values(student_N1, torch.zeros_like(labels), **loss.options)
+            parts = loss.loss.values(student_N1, None, torch.zeros_like(labels))
         else:
-            values = kind.values((logits / loss.temperature).log_softmax(1), labels, **loss.options)
-        parts = {f"{loss.name}_{n}": v for n, v in values.items()} if isinstance(values, dict) else {loss.name: values}
-        if (kind.squared if loss.squared is None else loss.squared) and square != 1:
-            parts = {n: v * square if n in loss.factors else v for n, v in parts.items()}
-        by_name |= parts
+            parts = loss.loss.values((logits / loss.temperature).log_softmax(1), None, labels)
+        square = square if loss.squared else 1
+        by_name |= {loss.term(n): v * square if square != 1 and n in loss.loss.terms else v for n, v in parts.items()}
     return by_name
 
 
-def _uncertainty(teacher: Any, labels_K: torch.Tensor, rows: int) -> torch.Tensor:
-    """(K,) 1 - T(y), of a teacher with logits by chunks of so many rows."""
-    if isinstance(teacher, TopK):
-        at = teacher.ids == labels_K[:, None]
-        logprobs = teacher.logprobs.masked_fill(~at, -torch.inf).amax(1)
-        if teacher.target_logprobs is not None:
-            logprobs = torch.where(at.any(1), logprobs, teacher.target_logprobs)
-        return 1 - wide(logprobs).exp()
-    with torch.no_grad():
-        pieces = [wide(labels_K[:0])]
-        for start in range(0, len(labels_K), rows):
-            part = slice(start, start + rows)
-            logprobs = _logits(teacher, part).log_softmax(1)
-            pieces.append(divergences.rest(logprobs, labels_K[part][:, None]).squeeze(1).exp())
-        return torch.cat(pieces[1:] or pieces)
+def _is_of(loss: Loss, function: Any) -> bool:
+    return isinstance(loss.loss, FunctionLoss) and loss.loss.function is function
 
 
-@torch.no_grad()
-def _logits(teacher: Logits | HeadLogits, rows: slice) -> torch.Tensor:
-    return teacher.finished(teacher.product(rows))
-
-
-def _chunk_rows(logits: Logits | HeadLogits) -> int:
-    return max(16, CHUNK_BYTES.get(logits.tensors()[0].device.type, CHUNK_BYTES["cpu"]) // (4 * logits.width))
-
-
-def _check(losses: Sequence[TokenLoss], student: Any, teacher: Any, labels_K: torch.Tensor) -> None:
+def _check(losses: Sequence[Loss], student: Any, teacher: Any, labels_K: torch.Tensor) -> None:
     """Raises ValueError, in one line, for what does not go together."""
-    names = [loss.name for loss in losses]
-    if len(set(names)) < len(names) or not names:
-        raise ValueError(f"losses must be of different kinds, and one at least: {', '.join(names) or 'none given'}")
+    terms = [term for loss in losses for term in loss.factors]
+    if not terms or len(set(terms)) < len(terms):
+        names = ", ".join(loss.name for loss in losses) or "none"
+        raise ValueError(f"losses must have different names, and one at least: found {names}")
     for loss in losses:
-        if loss.definition.regression:
+        if loss.of_numbers:
             raise ValueError(f"{loss.name} is a loss of a regression")
-        if loss.definition.teacher and teacher is None:
+        if "teacher" in loss.needs and teacher is None:
             raise ValueError(f"{loss.name} needs the teacher's side")
-        drawn = isinstance(teacher, Sampled) and loss.definition.teacher
-        if drawn and (loss.kind != "soft_cross_entropy" or loss.temperature != 1):
+        drawn = isinstance(teacher, Sampled) and "teacher" in loss.needs
+        if drawn and (not _is_of(loss, divergences.soft_cross_entropy) or loss.temperature != 1):
             name = f"{loss.name} at temperature {loss.temperature:g}"
             raise ValueError(f"{name} cannot be known from drawn tokens: soft_cross_entropy at temperature 1 can")
     if isinstance(teacher, TopK) and teacher.tail not in ("bucket", "renormalise", "refuse"):
@@ -301,7 +292,7 @@ def _refuse_infinite(values_K: dict[str, torch.Tensor], teacher: Any, at_K: torc
         if isinstance(teacher, TopK):
             impossible = teacher.tail != "bucket" or bool((teacher.logprobs[row] == -torch.inf).any())
         else:
-            impossible = teacher is not None and bool((_logits(teacher, slice(row, row + 1)) == -torch.inf).any())
+            impossible = teacher is not None and bool((logits_of(teacher, slice(row, row + 1)) == -torch.inf).any())
         if impossible:
             where = f"position {int(at_K[row])}, and {len(infinite) - 1} others"
             raise ValueError(

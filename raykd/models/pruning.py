@@ -27,7 +27,7 @@ def prune(model: Any, spec: Pruned) -> Any:
     for field in COUNTS:
         layers = getattr(spec, field)
         if layers is not None:
-            weights = _renumbered(weights, _layer_list(model, field), layers)
+            weights = _renumbered(weights, layer_list(model, field), layers)
     try:
         pruned.load_state_dict(weights)
     except RuntimeError:
@@ -81,7 +81,7 @@ def _count(config: Any, field: str) -> tuple[str, int]:
     raise ModelError(f"{field}: the configuration of {config.model_type} models does not say how many there are")
 
 
-def _layer_list(model: Any, field: str) -> str:
+def layer_list(model: Any, field: str) -> str:
     """The name of the list of modules that `field` selects from. Raises ModelError unless there is exactly one."""
     from torch.nn import ModuleList
 

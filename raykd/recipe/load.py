@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 
 from raykd.errors import RecipeError
 from raykd.recipe.data import DatasetRows
@@ -58,7 +58,7 @@ def parse_recipe(tree: dict[str, Any], where: str) -> Recipe:
         if not lines:
             return Recipe.model_validate(tree)
     except ValidationError as error:
-        lines = [_one_line(details) for details in error.errors()]
+        lines = [_one_line(details) for details in error.errors() if not _of_another_member(details)]
     except RecursionError:
         lines = ["sections are nested too deeply"]
     raise RecipeError(one_message(where, lines))
@@ -187,14 +187,22 @@ def _one_line(error: Any) -> str:
     names: list[str] = []  # of the field, as a user writes it
     annotation: Any = Recipe
     for part in error["loc"]:
+        annotation = _without_none(annotation)
         if isinstance(part, int) and get_origin(annotation) is list:
             names.append(str(part))
             annotation = get_args(annotation)[0]
             continue
+        if get_origin(annotation) is dict:
+            names.append(str(part))
+            annotation = get_args(annotation)[1]
+            continue
         models = _models(annotation)
-        by_kind = [
+        by_kind = _tagged(annotation, part) or [
             m for m in models if "kind" in m.model_fields and part in get_args(m.model_fields["kind"].annotation)
         ]
+        by_kind = by_kind or [m for m in models if m.__name__ == part]
+        if part == "str" and len(get_args(annotation)) > 1:
+            continue
         if by_kind and not any(part in m.model_fields for m in models):
             annotation = by_kind[0]  # pydantic names the member of a union; a user does not
             continue
@@ -211,8 +219,28 @@ def _one_line(error: Any) -> str:
     return f"{_field(names)}: {message}" + (f", found {shortened(repr(value), VALUE)}" if shows_value else "")
 
 
+def _of_another_member(error: Any) -> bool:
+    """Whether an error only says that a section is no text, where either may stand."""
+    return error["type"] == "string_type" and error["loc"][-1] == "str" and isinstance(error["input"], dict)
+
+
 def _field(names: list[str]) -> str:
     return shortened(".".join(names), FIELD)
+
+
+def _without_none(annotation: Any) -> Any:
+    """The type of a field that may be left out."""
+    others = [part for part in get_args(annotation) if part is not type(None)]
+    return others[0] if len(others) == 1 and len(get_args(annotation)) == 2 else annotation
+
+
+def _tagged(annotation: Any, tag: Any) -> list[type[BaseModel]]:
+    """The member of a union that has this tag."""
+    members = [member for union in get_args(annotation) for member in get_args(union)]
+    marks = ((member, getattr(member, "__metadata__", ())) for member in members)
+    return [
+        m for member, data in marks if any(isinstance(t, Tag) and t.tag == tag for t in data) for m in _models(member)
+    ]
 
 
 def _hint(key: str, models: list[type[BaseModel]]) -> str:

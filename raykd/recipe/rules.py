@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from raykd.recipe.generation import Sampling, VllmEngine
-from raykd.recipe.losses import LOSSES, USERS_OWN
+from raykd.recipe.losses import SoftCrossEntropy
 from raykd.recipe.methods import Distill, Mckd
 from raykd.recipe.roles import Student, Teacher
-from raykd.recipe.training import StoredOutputs, Training
+from raykd.recipe.training import OutputsByOrigin, StoredOutputs, Training
 
 if TYPE_CHECKING:
     from raykd.recipe.recipe import Recipe
@@ -33,8 +33,7 @@ def _trainings(recipe: Recipe) -> Iterator[tuple[str, Teacher | Student, Trainin
 
 def _learns_from_store(recipe: Recipe) -> bool:
     """Whether the student's losses compare it with what the store holds of the teacher."""
-    training = recipe.student.training
-    return training.needs_teacher() and training.teacher.kind == "store"
+    return recipe.student.training.reads_store()
 
 
 # ----------------------------------------------------------------------------------------------------- teacher, student
@@ -71,20 +70,29 @@ def a_task_head_writes_no_text(recipe: Recipe) -> None:
 
 def losses_are_of_the_task(recipe: Recipe) -> None:
     for name, role, training in _trainings(recipe):
-        regression = role.task == "regression"
-        for loss in training.losses:
-            if LOSSES.get(loss, USERS_OWN).regression != regression:
-                numbers = " and ".join(name for name, kind in LOSSES.items() if kind.regression)
-                expected = numbers if regression else "those on logits"
-                raise ValueError(f"{name.partition('.')[0]}: losses of a {role.task} are {expected}, found {loss}")
+        place = name.partition(".")[0]
+        for loss_name, loss in training.losses.items():
+            if loss.features and role.task == "generation":
+                raise ValueError(f"{place}: losses.{loss_name} compares hidden states of encoders, found a generation")
+            if not loss.features and loss.regression != (role.task == "regression"):
+                expected = "mse and teacher_mse" if role.task == "regression" else "those on logits"
+                raise ValueError(f"{place}: losses of a {role.task} are {expected}, found {loss_name}")
+        if all(loss.features for loss in training.losses.values()):
+            raise ValueError(f"{place}: losses on hidden states alone train no head: give one on targets or logits too")
+
+
+def losses_count_for_something(recipe: Recipe) -> None:
+    for name, _, training in _trainings(recipe):
+        if not any(loss.weight for loss in training.losses.values()):
+            raise ValueError(f"{name}.losses: every weight is 0, so nothing would be learnt")
 
 
 def a_task_head_is_taught_in_process(recipe: Recipe) -> None:
     for name, role, training in _trainings(recipe):
-        if role.task != "generation" and training.needs_teacher() and training.teacher.kind != "in_process":
+        kind = training.outputs_for(sampled=False).kind
+        if role.task != "generation" and training.needs_teacher() and kind != "in_process":
             raise ValueError(
-                f"{name.partition('.')[0]}: training.teacher: expected kind in_process for a {role.task}, "
-                f"found {training.teacher.kind}"
+                f"{name.partition('.')[0]}: training.teacher: expected kind in_process for a {role.task}, found {kind}"
             )
 
 
@@ -164,17 +172,16 @@ def a_fine_tuned_teacher_has_no_teacher(recipe: Recipe) -> None:
 def gold_is_there_where_it_is_needed(recipe: Recipe) -> None:
     if recipe.data.gold is not None:
         return
-    sequences = recipe.student.training.sequences.kind
     if recipe.teacher.fine_tune:
         raise ValueError("teacher.fine_tune needs data.gold")
-    if sequences in ("gold", "mixture"):
-        raise ValueError(f"student.training.sequences: kind {sequences} needs data.gold")
+    if "gold" in recipe.student.training.sequences.sources():
+        raise ValueError("student.training.sequences: the source gold needs data.gold")
     if isinstance(recipe.method, Mckd) and recipe.method.gold:
         raise ValueError("method.gold needs data.gold")
 
 
 def gold_has_a_use(recipe: Recipe) -> None:
-    learned = recipe.student.training.sequences.kind != "pseudo_targets"
+    learned = "gold" in recipe.student.training.sequences.sources()
     mixed_in = isinstance(recipe.method, Mckd) and recipe.method.gold
     if recipe.data.gold is not None and not (recipe.teacher.fine_tune or learned or mixed_in):
         raise ValueError("data.gold does nothing without teacher.fine_tune")
@@ -206,9 +213,9 @@ def selected_pseudo_targets_are_texts(recipe: Recipe) -> None:
 
 
 def selected_pseudo_targets_are_learned(recipe: Recipe) -> None:
-    sequences = recipe.student.training.sequences
-    if recipe.pseudo_targets.selects() and sequences.kind != "pseudo_targets":
-        raise ValueError(f"pseudo_targets: chosen ones are learnt as pseudo_targets, found sequences: {sequences.kind}")
+    stored = recipe.student.training.sequences.stored()
+    if recipe.pseudo_targets.selects() and "gold" in stored:
+        raise ValueError(f"pseudo_targets: chosen ones are learnt alone, found sequences of {' and '.join(stored)}")
 
 
 def all_are_written_before_some_are_selected(recipe: Recipe) -> None:
@@ -225,18 +232,70 @@ def the_source_of_outputs_has_a_use(recipe: Recipe) -> None:
     for name, _, training in _trainings(recipe):
         if not training.needs_teacher() and not training.is_default("teacher"):
             raise ValueError(f"{name}.teacher does nothing: {' and '.join(training.losses)} needs no teacher")
+        if isinstance(training.teacher, OutputsByOrigin):
+            if not training.sequences.samplers():
+                raise ValueError(
+                    f"{name}.teacher.sampled does nothing: sequences has no source that writes in each step"
+                )
+            if training.teacher.sampled == training.teacher.stored:
+                raise ValueError(f"{name}.teacher: stored and sampled are the same: give one section for both")
+            if training.teacher.stored.kind != "store":
+                raise ValueError(f"{name}.teacher.stored: expected kind store, found {training.teacher.stored.kind}")
+
+
+def new_samples_have_a_live_teacher(recipe: Recipe) -> None:
+    for name, role, training in _trainings(recipe):
+        samplers = training.sequences.samplers()
+        if not samplers:
+            continue
+        if role.task != "generation":
+            raise ValueError(f"{name}.sequences: a model whose task is {role.task} writes no {samplers[0]} samples")
+        if not training.needs_teacher():
+            losses = " and ".join(training.losses)
+            raise ValueError(
+                f"{name}.sequences: {losses} on new samples would teach nothing: give a loss with a teacher"
+            )
+        if training.outputs_for(sampled=True).kind == "store":
+            raise ValueError(
+                f"{name}.teacher: new samples are not in the store: expected kind in_process or remote, or "
+                "{stored: {kind: store}, sampled: {kind: in_process}}"
+            )
+
+
+def students_in_parts_write_no_samples(recipe: Recipe) -> None:
+    if recipe.student.training.sequences.samplers() and recipe.cluster.student.parallel == "fsdp":
+        raise ValueError("student.training.sequences: new samples are not written by a student in parts (fsdp) yet")
+
+
+def passes_are_the_teachers(recipe: Recipe) -> None:
+    known = ("pseudo_targets",)
+    for name in recipe.student.training.sequences.passes():
+        if name not in known:
+            raise ValueError(
+                f"student.training.sequences: no source {name!r:.40}; expected gold, student, {', '.join(known)} or "
+                "module:NAME"
+            )
 
 
 def only_a_top_k_has_a_tail(recipe: Recipe) -> None:
-    source, payload = recipe.student.training.teacher, recipe.teacher.payload.kind
+    source, payload = recipe.student.training.outputs_for(sampled=False), recipe.teacher.payload.kind
     if not isinstance(recipe.method, Distill):  # students of mckd record their top-k, whatever the teacher records
         return
     if isinstance(source, StoredOutputs) and not source.is_default("tail") and payload in ("sampled", "hidden"):
         raise ValueError(f"student.training.teacher.tail does nothing: teacher.payload is {payload}")
 
 
+def texts_teach_no_distribution(recipe: Recipe) -> None:
+    if isinstance(recipe.method, Distill) and _learns_from_store(recipe) and recipe.teacher.payload.kind == "text":
+        name = recipe.student.training.teacher_losses()[0]
+        raise ValueError(
+            f"student.training.losses.{name} reads the teacher's probabilities from the store: teacher.payload: "
+            "expected top_k, sampled or hidden, found text"
+        )
+
+
 def gold_targets_are_not_in_the_store(recipe: Recipe) -> None:
-    if recipe.student.training.sequences.kind == "mixture" and _learns_from_store(recipe):
+    if "gold" in recipe.student.training.sequences.sources() and _learns_from_store(recipe):
         raise ValueError("student.training.teacher: gold targets are not in the store: in_process or remote")
 
 
@@ -245,7 +304,8 @@ def draws_are_of_losses_that_work_with_them(recipe: Recipe) -> None:
         return
     training = recipe.student.training
     for name in training.teacher_losses() if recipe.teacher.payload.kind == "sampled" else ():
-        if name != "soft_cross_entropy" or training.losses[name].temperature != 1:
+        loss = training.losses[name]
+        if not isinstance(loss, SoftCrossEntropy) or loss.temperature != 1:
             raise ValueError(
                 f"student.training.losses.{name}: teacher.payload is sampled, and drawn tokens serve "
                 "soft_cross_entropy at temperature 1 alone"
@@ -274,9 +334,9 @@ def a_task_head_writes_no_tokens(recipe: Recipe) -> None:
 
 
 def mckd_learns_pseudo_targets(recipe: Recipe) -> None:
-    sequences = recipe.student.training.sequences.kind
-    if isinstance(recipe.method, Mckd) and sequences != "pseudo_targets":
-        raise ValueError(f"student.training.sequences: mckd learns pseudo_targets, found {sequences}")
+    sources = recipe.student.training.sequences.sources()
+    if isinstance(recipe.method, Mckd) and sources != ["pseudo_targets"]:
+        raise ValueError(f"student.training.sequences: mckd learns pseudo_targets, found {' and '.join(sources)}")
 
 
 def texts_of_mckd_are_not_in_the_store(recipe: Recipe) -> None:
@@ -339,6 +399,7 @@ RULES: tuple[Callable[[Recipe], None], ...] = (
     labels_are_the_same,
     a_task_head_writes_no_text,
     losses_are_of_the_task,
+    losses_count_for_something,
     a_task_head_is_taught_in_process,
     an_endpoint_model_is_behind_an_endpoint,
     an_endpoint_model_is_not_fine_tuned,
@@ -369,6 +430,10 @@ RULES: tuple[Callable[[Recipe], None], ...] = (
     a_student_writes_one_sample,
     trackers_differ,
     the_source_of_outputs_has_a_use,
+    passes_are_the_teachers,
+    new_samples_have_a_live_teacher,
+    students_in_parts_write_no_samples,
+    texts_teach_no_distribution,
     only_a_top_k_has_a_tail,
     draws_are_of_losses_that_work_with_them,
     a_fine_tuned_teacher_learns_gold_alone,

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from functools import partial
 
 from raykd.data.splits import Splits
-from raykd.recipe.losses import Loss
-from raykd.recipe.training import PseudoTargets
+from raykd.recipe.losses import CrossEntropy
+from raykd.recipe.training import Sequences
 from raykd.run.manifests import StageAbout
 from raykd.run.session import Session
 from raykd.stages.evaluate import compare_trees, evaluate_arm
@@ -27,8 +27,8 @@ def gold_only(session: Session, splits: Splits) -> dict[str, TrainingData]:
     if arm.settings and model.kind == "config":
         model = model.model_copy(update={"settings": {**model.settings, **arm.settings}})
     without_teacher = {
-        "losses": {"cross_entropy": Loss()},
-        "sequences": PseudoTargets(kind="pseudo_targets"),
+        "losses": {"cross_entropy": CrossEntropy(kind="cross_entropy")},
+        "sequences": Sequences(union=["pseudo_targets"]),
     }
     trainings = {}
     for rate in arm.learning_rates or [student.training.learning_rate]:

@@ -18,9 +18,8 @@ from raykd.errors import RunError
 from raykd.models.files import content_hash, head_sizes, model_folder, parameter_count
 from raykd.recipe.cluster import Actors
 from raykd.recipe.generation import AutoPayload, EndpointEngine, Payload, Price, TextPayload
-from raykd.recipe.losses import LOSSES
+from raykd.recipe.losses import SoftCrossEntropy
 from raykd.recipe.roles import Student, Teacher
-from raykd.recipe.training import StoredOutputs
 from raykd.run import remote
 from raykd.run.files import fingerprint, write_json
 from raykd.run.manifests import read_manifest
@@ -167,11 +166,11 @@ def recorded_payload(session: Session, role: Teacher | Student, folder: Path) ->
     training = session.recipe.student.training
     if not training.needs_teacher():
         return RecordedPayload(TextPayload(kind="text"), f"{' and '.join(training.losses)} learns texts")
-    if not isinstance(training.teacher, StoredOutputs):
-        reason = f"training.teacher is {training.teacher.kind}, so nothing else is read from it"
+    if not training.reads_store():
+        reason = f"training.teacher is {training.outputs_for(False).kind}, so nothing else is read from it"
         return RecordedPayload(TextPayload(kind="text"), reason)
-    losses = {name: loss for name, loss in training.losses.items() if name not in LOSSES or LOSSES[name].teacher}
-    draws_serve = all(name == "soft_cross_entropy" and loss.temperature == 1 for name, loss in losses.items())
+    losses = [loss for loss in training.losses.values() if loss.reads_teacher()]
+    draws_serve = all(isinstance(loss, SoftCrossEntropy) and loss.temperature == 1 for loss in losses)
     sizes = *head_sizes(folder), parameter_count(session.recipe.student.model)
     return RecordedPayload(*choose_payload(*sizes, draws_serve))
 

@@ -14,7 +14,7 @@ from raykd.data.examples import SAVED_ROWS, Example, Lineage
 from raykd.data.sources import StoredSource
 from raykd.recipe.generation import Payload
 from raykd.recipe.roles import Student, Teacher
-from raykd.recipe.training import StoredOutputs, Training
+from raykd.recipe.training import Training
 from raykd.run.manifests import StageAbout
 from raykd.run.session import EVERY_ARM
 from raykd.store.read import read_texts
@@ -60,7 +60,7 @@ class LabellingRequest:
 
 def read_as(stored: StoredSource, training: Training) -> StoredSource:
     """The labelling with the payload that a training reads: token ids and payload if a loss reads them, else texts."""
-    if training.needs_teacher() and isinstance(training.teacher, StoredOutputs):
+    if training.reads_store():
         return stored
     return replace(stored, payload=None)
 

@@ -101,7 +101,7 @@ def _trainings(recipe: Recipe, splits: Splits, shared: str) -> Iterator[_Trainin
 def _learns_gold(recipe: Recipe) -> bool:
     """Whether the student learns gold targets as well."""
     mixed_in = isinstance(recipe.method, Mckd) and recipe.method.gold
-    return mixed_in or recipe.student.training.sequences.kind != "pseudo_targets"
+    return mixed_in or "gold" in recipe.student.training.sequences.sources()
 
 
 @contextmanager
@@ -123,11 +123,12 @@ def _named(field: str) -> Iterator[None]:
 def _check_training(session: Session, plan: _Training) -> None:
     """Raise an error for a training that could not begin."""
     from raykd.training import setup
+    from raykd.training.losses import build_losses
 
     role, settings = plan.role, plan.training
     with _named(plan.field):
         if plan.field != "arms.gold_only":
-            setup.build_losses(settings)
+            build_losses(settings)
         setup.build_schedule(settings, settings.max_steps or setup.UNKNOWN_STEPS)
         tokenizer = load_tokenizer(plan.tokenizer, role.task == "generation")
         model = admits.admitted_model(plan.model, tokenizer, role.task, role.labels)
@@ -173,8 +174,6 @@ def _check_gold(
 
 def _check_agreement(recipe: Recipe, plan: _Training, tokenizer: Any, model: Any) -> None:
     """Raise ModelError where the losses cannot compare the student with its teacher."""
-    from raykd.training import setup
-
     teacher = recipe.teacher
     if isinstance(teacher.model, EndpointModel):
         return
@@ -183,7 +182,7 @@ def _check_agreement(recipe: Recipe, plan: _Training, tokenizer: Any, model: Any
     if teacher.task == "generation":
         with _named("student.training.losses"):
             shared_vocab_size(tokenizer, load_tokenizer(folder))
-        if setup.reads_along(plan.training) and bool(config.is_encoder_decoder) != bool(
+        if plan.training.live_outputs() and bool(config.is_encoder_decoder) != bool(
             model.config.is_encoder_decoder
         ):
             kinds = {True: "an encoder-decoder", False: "decoder-only"}
@@ -223,9 +222,9 @@ def _check_vllm(teacher: Teacher, words: int | None) -> None:
     assert isinstance(teacher.engine, VllmEngine) and not isinstance(teacher.model, EndpointModel)
     config = _settled_configuration(teacher.model).get_text_config()
     payload, arguments = teacher.payload, teacher.engine.arguments
-    words = words or config.vocab_size
-    if isinstance(payload, TopKPayload) and payload.k > words:
-        raise RecipeError(f"teacher.payload.k: expected at most {words}, the teacher's tokens, found {payload.k}")
+    tokens: int = words or config.vocab_size or 0
+    if isinstance(payload, TopKPayload) and 0 < tokens < payload.k:
+        raise RecipeError(f"teacher.payload.k: expected at most {tokens}, the teacher's tokens, found {payload.k}")
     context, longest = admits.context_length(config), arguments.get("max_model_len")
     rope = getattr(config, "rope_parameters", None) or {}
     scaled = rope.get("rope_type", "default") != "default" or "hf_overrides" in arguments

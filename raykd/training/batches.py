@@ -49,7 +49,7 @@ def by_length(lengths: list[int], budget: int) -> list[np.ndarray]:
 
 
 def pieces(rows: np.ndarray, lengths: np.ndarray, budget: int | None) -> list[np.ndarray]:
-    """A worker's rows in micro-batches of at most `budget` padded tokens each; without a budget a single one."""
+    """Row numbers in micro-batches of at most `budget` padded tokens each; without a budget a single one."""
     return _cut(rows, lengths, budget) if budget and len(rows) else [rows]
 
 

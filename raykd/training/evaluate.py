@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -11,16 +12,16 @@ import torch
 
 from raykd import metrics
 from raykd.errors import DataError
-from raykd.losses.kinds import TokenLoss
-from raykd.losses.tokens import TokenBatch
+from raykd.losses import divergences
+from raykd.losses.loss import FeatureBatch, make_loss
 from raykd.models import task_heads
-from raykd.recipe.training import StoredOutputs
 from raykd.training import batches
-from raykd.training.forward import easy_masks, forward, token_batch
+from raykd.training.features import added, draw_of, features_over
+from raykd.training.forward import StepBatch, forward, joined_weights, step_batch
 from raykd.training.planner import DevRows
 from raykd.training.setup import TrainingSetup
-from raykd.training.sharder import MicroBatch, dev_micro_batches
-from raykd.training.teachers import NoTeacher, TeacherSource
+from raykd.training.sharder import dev_micro_batches
+from raykd.training.teachers import Needs, NoTeacher, TeacherSource
 from raykd.training.workers import from_all_workers, rank, sum_over_workers, unwrapped, world_size
 
 
@@ -46,35 +47,42 @@ def dev_loss(setup: TrainingSetup) -> float:
 
     Of dev rows of their own no teacher's outputs are stored: there it is the cross entropy, or a regression's mse.
     """
-    teacher, losses = setup.teacher, setup.losses
-    if setup.spec.dev and isinstance(setup.spec.training.teacher, StoredOutputs):
-        teacher = NoTeacher()
-        losses = [TokenLoss("mse" if setup.student.task == "regression" else "cross_entropy")]
+    teacher, losses, feature_losses, needs = setup.teacher, setup.losses, setup.feature_losses, setup.needs
+    if setup.spec.dev and setup.spec.training.reads_store():
+        teacher, needs, feature_losses = NoTeacher(), Needs(), []
+        mse = setup.student.task == "regression"
+        losses = [make_loss(divergences.mse if mse else divergences.cross_entropy)]
+    batches_once = functools.partial(_dev_batches, setup, teacher, needs)
+    weights = None
+    if any(loss.loss.joins for loss in losses):  # by a pass of its own: the teacher's outputs may be too many to keep
+        tokens = (batch.tokens for batch in batches_once())
+        weights = joined_weights(tokens, losses, setup.student.shared_vocab_size)
     factors = {name: factor for loss in losses for name, factor in loss.factors.items()}
-    masks = []
-    if "atkd_easy" in factors:  # by a pass of its own: the teacher's outputs for all dev rows may be too many to keep
-        batches_once = (batch for _, batch in _dev_batches(setup, teacher))
-        masks = easy_masks(batches_once, losses, setup.student.shared_vocab_size)
     zero = torch.zeros(2, dtype=torch.float64, device=setup.device)
     sums = dict.fromkeys(factors, zero)  # of the values, and of the denominators
-    for number, (micro_batch, batch) in enumerate(_dev_batches(setup, teacher)):
-        if masks:
-            batch = batch._replace(easy_mask_N=masks[number].to(setup.device))
-        result = forward(unwrapped(setup.parallel), micro_batch, losses, batch, setup.spec.training.precision)
+    feature_sums, feature_batches, draw = {}, [], draw_of(setup.spec.seed, 0)
+    for number, batch in enumerate(batches_once()):
+        if weights:
+            term_weights = {name: w.to(setup.device) for name, w in weights[number].items()}
+            batch = batch._replace(tokens=batch.tokens._replace(term_weights=term_weights))
+        result = forward(unwrapped(setup.parallel), batch, losses, draw, setup.spec.training.precision)
         for name in factors:
             sums[name] = sums[name] + torch.stack([part.double() for part in result.terms[name]])
+        if batch.features:
+            feature_sums = added([feature_sums, result.sums])
+            feature_batches.append(FeatureBatch({}, batch.features.weights_BS))
     totals = sum_over_workers(torch.stack(list(sums.values()))).tolist()
-    return sum(
+    loss = sum(
         factor * (value / max(denominator, 1e-9))
         for factor, (value, denominator) in zip(factors.values(), totals, strict=True)
     )
+    return loss + features_over(feature_losses, feature_batches, feature_sums, draw)
 
 
-def _dev_batches(setup: TrainingSetup, teacher: TeacherSource) -> Iterator[tuple[MicroBatch, TokenBatch]]:
-    """This worker's dev micro-batches, each with its token batch."""
+def _dev_batches(setup: TrainingSetup, teacher: TeacherSource, needs: Needs) -> Iterator[StepBatch]:
+    """This worker's dev micro-batches, with the teacher's outputs."""
     for micro_batch in dev_micro_batches(setup.plan.dev, setup.sharder):
-        teacher.prepare(micro_batch)
-        yield micro_batch, token_batch(micro_batch, teacher, setup.device)
+        yield step_batch(micro_batch, teacher.outputs(teacher.ask(micro_batch, needs)), setup.device)
 
 
 @torch.no_grad()

@@ -16,10 +16,12 @@ from pathlib import Path
 import torch
 
 from raykd.errors import TrainingError
+from raykd.losses.tokens import Result
 from raykd.models.export import export_model
 from raykd.training.checkpoints import load_checkpoint, save_checkpoint
 from raykd.training.evaluate import evaluate, score_of
-from raykd.training.forward import forward, token_batch, with_denominators
+from raykd.training.features import FeatureStep, draw_of
+from raykd.training.forward import forward, step_batch, with_denominators
 from raykd.training.job import TrainingResult, TrainingSpec
 from raykd.training.loader import BatchLoader
 from raykd.training.progress import Progress, progress_from
@@ -52,7 +54,14 @@ def train(
     setup = build(spec, scorer)
     progress = _restored(setup, resume) if resume else Progress()
     run = TrainingRun(setup, progress)
-    loader = BatchLoader(setup.plan, setup.sharder, progress.cursor, setup.teacher.prepare)
+    loader = BatchLoader(
+        plan=setup.plan,
+        sharder=setup.sharder,
+        cursor=progress.cursor,
+        step=progress.step,
+        ask=lambda micro_batch: setup.teacher.ask(micro_batch, setup.needs),
+        sampler=setup.sampler,
+    )
     with _open_log(spec, progress.step) as log, loader as batches:
         if resume and from_first_worker(not (Path(spec.folder) / "model").exists()):  # lost, or elsewhere
             progress.forget_best()
@@ -84,24 +93,37 @@ class TrainingRun:
         gradients of the workers, so each worker multiplies its loss by the number of workers.
         """
         setup = self.setup
-        torch.manual_seed(hash((setup.spec.seed, self.progress.step, rank())) & 0x7FFFFFFF)  # dropout, resumed or not
         learning_rate = self.settings.learning_rate * setup.schedule(self.share_done())
         for group in setup.optimizer.param_groups:
             group["lr"] = learning_rate
         setup.parallel.train()
-        token_batches, denominators = with_denominators(
-            [token_batch(micro_batch, setup.teacher, setup.device) for micro_batch in batch.micro_batches],
+        batches, denominators = with_denominators(
+            [step_batch(m, setup.teacher.outputs(m.handle), setup.device) for m in batch.micro_batches],
             setup.losses,
             batch.weight,
             setup.student.shared_vocab_size,
         )
+        draw = draw_of(setup.spec.seed, self.progress.step)
+        features = FeatureStep(setup.feature_losses, [b.features for b in batches if b.features], draw)
+
+        def result_of(number: int) -> Result:
+            return forward(setup.parallel, batches[number], setup.losses, draw, self.settings.precision)
+
+        if features.waits and len(batches) > 1:
+            self._seed()
+            features.read_twice(lambda number: result_of(number).sums, len(batches))
+        self._seed()
         sums = torch.zeros(1 + len(denominators), dtype=torch.float64, device=setup.device)
-        for number, (micro_batch, tokens) in enumerate(zip(batch.micro_batches, token_batches, strict=True), start=1):
-            with gradient_sync(setup.parallel, last=number == len(token_batches)):
-                result = forward(setup.parallel, micro_batch, setup.losses, tokens, self.settings.precision)
-                (result.total * world_size()).backward()
+        for number in range(len(batches)):
+            with gradient_sync(setup.parallel, last=number == len(batches) - 1):
+                result = result_of(number)
+                if features.waits:
+                    features.join(result.sums)
+                total = result.total + features.loss(result.sums) if result.sums else result.total
+                (total * world_size()).backward()
             sums += torch.stack([result.total.detach(), *(result.terms[name].sum for name in denominators)]).double()
         loss, *values = sum_over_workers(sums).tolist()
+        loss += features.finish()
         self._require_finite(loss, "loss is", batch)
         norm = torch.nn.utils.clip_grad_norm_(setup.parallel.parameters(), self.settings.max_grad_norm)
         norm = float(getattr(norm, "full_tensor", lambda: norm)())
@@ -109,8 +131,13 @@ class TrainingRun:
         setup.optimizer.step()
         setup.optimizer.zero_grad(set_to_none=True)
         terms = {name: sum_ / max(denominators[name], 1e-9) for name, sum_ in zip(denominators, values, strict=True)}
+        terms |= {name: float(value) for name, value in features.values.items()}
         metrics = {"loss": loss, **(terms if len(terms) > 1 else {})}
         return metrics | {"learning_rate": learning_rate, "gradient_norm": norm}
+
+    def _seed(self) -> None:
+        """Seed dropout for a step, resumed or not, and for every reading of its micro-batches."""
+        torch.manual_seed(hash((self.setup.spec.seed, self.progress.step, rank())) & 0x7FFFFFFF)
 
     def share_done(self) -> float:
         """The share of the training that is done, from 0 to 1."""
@@ -171,7 +198,7 @@ class TrainingRun:
         setup, progress = self.setup, self.progress
         summaries = [stream.about() for stream in setup.streams if stream]
         seconds = max(progress.seconds, 1e-9)
-        parameters = list(setup.student.parameters())
+        parameters = list(setup.student.model.parameters())
         return {
             "model": str(Path(setup.spec.folder) / "model"),
             "steps": progress.step,

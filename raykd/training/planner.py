@@ -6,6 +6,7 @@ batches are cut into micro-batches, or on when rows were written.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from raykd.recipe.models import Task
 from raykd.recipe.training import Training
 from raykd.training import batches
 from raykd.training.dataset import Chunk, EncodedDataset, EncodedStream
-from raykd.training.sequences import targets_of_epoch
+from raykd.training.sequences import Targets, targets_of_epoch, targets_of_step
 
 
 class Cursor(NamedTuple):
@@ -38,9 +39,13 @@ class Lengths(NamedTuple):
     apart: bool
     task: Task = "generation"
 
-    def of(self, dataset: EncodedDataset, targets: np.ndarray) -> np.ndarray:
-        """(N, 2) tokens of inputs and targets, or (N, 1) tokens of both together."""
-        inputs, outputs = dataset.source_lengths[dataset.row_of[targets]], dataset.target_lengths[targets]
+    def of(self, dataset: EncodedDataset, targets: np.ndarray, outputs: np.ndarray | None = None) -> np.ndarray:
+        """(N, 2) tokens of inputs and targets, or (N, 1) tokens of both together.
+
+        `outputs` are (N,) tokens of what is learnt in the targets' place, where that is known.
+        """
+        inputs = dataset.source_lengths[dataset.row_of[targets]]
+        outputs = dataset.target_lengths[targets] if outputs is None else outputs
         return np.stack([inputs, outputs] if self.apart else [inputs + outputs - 1], axis=1)
 
 
@@ -52,10 +57,11 @@ class DevRows(NamedTuple):
 
 
 class PlannedBatch(NamedTuple):
-    """A global batch: numbers of a dataset's targets, and the epochs done and the cursor after the batch."""
+    """A global batch: a dataset's targets, the optimizer step, and the epochs done and the cursor after the batch."""
 
     dataset: EncodedDataset
-    targets: np.ndarray
+    targets: Targets
+    step: int
     epoch_progress: float
     next_cursor: Cursor
 
@@ -101,7 +107,7 @@ class BatchPlan:
             self.dev = DevRows(dataset, dataset.first[:-1])
         else:
             self.held_out = held_out_rows(first, max(1, round(training.holdout * len(first))), seed)
-            self.dev = DevRows(first, self._targets(first, self.held_out, 0))
+            self.dev = DevRows(first, self._targets(first, self.held_out, 0).numbers)
         if not len(self.dev.targets) or len(first) <= len(self.held_out):
             counts = f"{len(first) - len(self.held_out)} rows to train on and {len(self.dev.targets)} to judge by"
             raise DataError(f"{counts} are too few")
@@ -113,8 +119,12 @@ class BatchPlan:
         """The number of rows to train on, as far as the stream was read."""
         return sum(chunk.rows for chunk in self.chunks) - len(self.held_out)
 
-    def batches_from(self, cursor: Cursor) -> Iterator[PlannedBatch]:
-        """The global batches from a cursor on; waits for rows of a stream that is followed. Never ends."""
+    def batches_from(self, cursor: Cursor, step: int = 0) -> Iterator[PlannedBatch]:
+        """The global batches from a cursor on, of the optimizer steps from `step` on; never ends.
+
+        Waits for rows of a stream that is followed.
+        """
+        steps = itertools.count(step)
         while True:
             dataset, planned = self._planned(cursor)
             windows = self.windows if self._follows(cursor) else 1
@@ -125,14 +135,21 @@ class BatchPlan:
                 epoch_progress = cursor.epoch + (cursor.window + (number + 1) / len(planned)) / windows
                 last = number + 1 == len(planned)
                 after = after_window if last else cursor._replace(batch=number + 1)
-                yield PlannedBatch(dataset, planned[number], epoch_progress=epoch_progress, next_cursor=after)
+                step = next(steps)
+                yield PlannedBatch(
+                    dataset=dataset,
+                    targets=self._of_step(dataset, planned[number], step, cursor.epoch),
+                    step=step,
+                    epoch_progress=epoch_progress,
+                    next_cursor=after,
+                )
             cursor = after_window
 
     def _follows(self, cursor: Cursor) -> bool:
         return self.follows and cursor.epoch == 0
 
-    def _planned(self, cursor: Cursor) -> tuple[EncodedDataset, list[np.ndarray]]:
-        """The batches of the cursor's window, or of its epoch, as numbers of the dataset's targets."""
+    def _planned(self, cursor: Cursor) -> tuple[EncodedDataset, list[Targets]]:
+        """The batches of the cursor's window, or of its epoch, as the dataset's targets."""
         if self._follows(cursor):
             while len(self.chunks) <= cursor.window:
                 self._wait()
@@ -142,14 +159,17 @@ class BatchPlan:
             dataset, held_out = self._whole(), self.held_out
         rows = np.setdiff1d(np.arange(len(dataset)), held_out)
         targets = self._targets(dataset, rows, cursor.epoch)
-        if not len(targets):
+        if not len(targets.numbers):
             return dataset, []
-        lengths, budget = self.lengths.of(dataset, targets), self.training.batch_tokens
+        lengths, budget = self.lengths.of(dataset, targets.numbers), self.training.batch_tokens
         planned = batches.plan(lengths, budget, self.seed, cursor.epoch, cursor.window)
-        return dataset, [targets[batch] for batch in planned]
+        return dataset, [Targets(targets.numbers[batch], targets.sampled[batch]) for batch in planned]
 
-    def _targets(self, dataset: EncodedDataset, rows: np.ndarray, epoch: int) -> np.ndarray:
+    def _targets(self, dataset: EncodedDataset, rows: np.ndarray, epoch: int) -> Targets:
         return targets_of_epoch(dataset, rows, self.training.sequences, self.seed, epoch)
+
+    def _of_step(self, dataset: EncodedDataset, targets: Targets, step: int, epoch: int) -> Targets:
+        return targets_of_step(dataset, targets, self.training.sequences, self.seed, step, epoch)
 
     def _whole(self) -> EncodedDataset:
         """All rows of the stream; waits for them."""

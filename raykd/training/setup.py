@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,27 +13,31 @@ from transformers import get_scheduler
 from raykd.data.prompts import PromptEncoder
 from raykd.data.sources import FileSource
 from raykd.errors import ModelError, RecipeError, TrainingError
-from raykd.losses.kinds import Kind, TokenLoss
+from raykd.losses.loss import Loss
 from raykd.models.adapters import with_lora
+from raykd.models.layers import layer_widths, widths_of
 from raykd.models.load import load_model, model_blocks
 from raykd.models.tokenizers import load_tokenizer, shared_vocab_size, tokenizer_mark
-from raykd.recipe.losses import Loss
-from raykd.recipe.training import InProcessOutputs, StoredOutputs, Training
+from raykd.recipe.training import InProcessOutputs, RemoteOutputs, StoredOutputs, Training
 from raykd.run import remote
 from raykd.run.files import fingerprint
 from raykd.training.dataset import ENCODED_FORMAT, EncodedStream
 from raykd.training.encode import Limits, encode_source
 from raykd.training.job import MarkedSource, TrainingSpec
+from raykd.training.losses import build_losses
 from raykd.training.planner import BatchPlan, Lengths
+from raykd.training.samplers import Sampler, sampler_of
 from raykd.training.sharder import BatchSharder
 from raykd.training.sources import chunks_of
 from raykd.training.student import Student
 from raykd.training.teachers import (
     InProcessTeacher,
+    Needs,
     NoTeacher,
     RemoteTeacher,
     Scorer,
     StoredTeacher,
+    TeacherByOrigin,
     TeacherSource,
     teacher_head,
 )
@@ -56,6 +59,8 @@ class TrainingSetup:
 
     parallel     the student as a step calls it: alone, data parallel, or in parts (FSDP2)
     schedule     maps the share of the training that is done (0 to 1) to a factor of the learning rate
+    losses, feature_losses  those on logits or numbers, and those on features; needs: what they need of the teacher
+    sampler      writes sequences during the training; None where all are known before
     total_steps  None if the first epoch follows a teacher, so that the number of steps is not known
     """
 
@@ -64,11 +69,14 @@ class TrainingSetup:
     tokenizer: Any
     student: Student
     parallel: Any
-    losses: list[TokenLoss]
+    losses: list[Loss]
+    feature_losses: list[Loss]
+    needs: Needs
     optimizer: torch.optim.Optimizer
     schedule: Callable[[float], float]
     total_steps: int | None
     teacher: TeacherSource
+    sampler: Sampler | None
     streams: Streams
     plan: BatchPlan
     sharder: BatchSharder
@@ -84,16 +92,25 @@ def build(spec: TrainingSpec, scorer: Scorer | None) -> TrainingSetup:
     torch.manual_seed(spec.seed)
     tokenizer = load_tokenizer(spec.tokenizer, task == "generation")
     vocab_size = teacher_vocab_size(spec, tokenizer)
-    student = Student(student_model(spec, tokenizer), vocab_size, task).to(device)
-    lengths = Lengths(apart=not student.causal or task != "generation", task=task)
+    losses = build_losses(settings)
+    feature_losses = [loss for loss in losses if loss.of_features]
+    losses = [loss for loss in losses if not loss.of_features]
+    model = student_model(spec, tokenizer)
+    needs = Needs(
+        distribution=any("teacher" in loss.needs for loss in losses),
+        features=frozenset(need for loss in feature_losses for need in loss.loss.teacher_needs),
+    )
+    lengths = Lengths(apart=model.config.is_encoder_decoder or task != "generation", task=task)
     streams = encoded_streams(spec)
     teacher = teacher_source(spec, scorer, device, vocab_size)
+    fit_projections(spec, feature_losses, model)
+    student = Student(model, vocab_size, task, feature_losses).to(device)
     parallel = parallelised(student, spec.parallel, device)
     plan = BatchPlan(streams.rows, settings, spec.seed, lengths, windows=followed_chunks(spec), dev=streams.dev)
     teacher_pad = None
-    if spec.teacher and reads_along(settings):
+    if spec.teacher and settings.live_outputs():
         teacher_pad = load_tokenizer(spec.teacher.tokenizer, task == "generation").pad_token_id
-    losses, optimizer = build_losses(settings), build_optimizer(student, settings)
+    optimizer = build_optimizer(student, settings)
     total_steps = settings.max_steps
     if total_steps is None and not plan.follows:
         total_steps = max(1, round((settings.epochs or 0) * plan.epoch_batches))
@@ -108,10 +125,13 @@ def build(spec: TrainingSpec, scorer: Scorer | None) -> TrainingSetup:
         student=student,
         parallel=parallel,
         losses=losses,
+        feature_losses=feature_losses,
+        needs=needs,
         optimizer=optimizer,
         schedule=schedule,
         total_steps=total_steps,
         teacher=teacher,
+        sampler=sampler_of(settings.sequences, model, tokenizer, settings.batch_tokens),
         streams=streams,
         plan=plan,
         sharder=BatchSharder(
@@ -121,6 +141,7 @@ def build(spec: TrainingSpec, scorer: Scorer | None) -> TrainingSetup:
             lengths=lengths,
             pad=tokenizer.pad_token_id,
             teacher_pad=teacher_pad,
+            teacher_apart=spec.teacher is not None and spec.teacher.encoder,
             equal=spec.parallel == "fsdp",
         ),
     )
@@ -168,11 +189,6 @@ def followed_chunks(spec: TrainingSpec) -> int | None:
     return len(chunks_of(source[0]))
 
 
-def reads_along(settings: Training) -> bool:
-    """Whether the teacher computes its outputs for the batches during training; False if they are stored."""
-    return settings.needs_teacher() and not isinstance(settings.teacher, StoredOutputs)
-
-
 def encoded_streams(spec: TrainingSpec) -> Streams:
     """The streams of encoded rows; in each folder of encoded rows the first worker that has it writes them."""
     writer = 0
@@ -181,7 +197,7 @@ def encoded_streams(spec: TrainingSpec) -> Streams:
         writer = machines.index(machines[rank()])
 
     def stream(rows: MarkedSource) -> EncodedStream:
-        settings, teacher = spec.training, spec.teacher if reads_along(spec.training) else None
+        settings, teacher = spec.training, spec.teacher if spec.training.live_outputs() else None
         limits = Limits(
             name=spec.name,
             input_tokens=settings.max_input_tokens,
@@ -225,35 +241,56 @@ def teacher_source(
     settings = spec.training
     if not settings.needs_teacher():
         return NoTeacher()
+    stored = _source(spec, settings.outputs_for(sampled=False), scorer, device, vocab_size)
+    if not settings.sequences.samplers():
+        return stored
+    of_samples = settings.outputs_for(sampled=True)
+    if of_samples == settings.outputs_for(sampled=False):
+        return stored
+    return TeacherByOrigin(stored, _source(spec, of_samples, scorer, device, vocab_size))
+
+
+def _source(
+    spec: TrainingSpec,
+    section: StoredOutputs | InProcessOutputs | RemoteOutputs,
+    scorer: Scorer | None,
+    device: torch.device,
+    vocab_size: int | None,
+) -> TeacherSource:
     assert spec.teacher is not None
-    if isinstance(settings.teacher, InProcessOutputs):
-        return InProcessTeacher(spec.teacher, settings.teacher.dtype, device, vocab_size)
-    if not isinstance(settings.teacher, StoredOutputs):
+    if isinstance(section, InProcessOutputs):
+        return InProcessTeacher(spec.teacher, section.dtype, device, vocab_size)
+    if isinstance(section, RemoteOutputs):
         if scorer is None:
             raise TrainingError(f"{spec.name}: training.teacher: kind remote needs a cluster")
-        return RemoteTeacher(scorer, settings.teacher.tail, device)
+        return RemoteTeacher(scorer, section.tail, device)
     source = spec.rows.source
     payload = None if isinstance(source, FileSource) else source[0].payload
     if payload is None or payload.kind == "text":
         kind = payload.kind if payload else "texts"
-        loss = _teacher_loss(settings)
+        loss = _teacher_loss(spec.training)
         raise RecipeError(f"{spec.name}: {loss} needs the teacher's side, and the rows are {kind}")
     head = teacher_head(spec.teacher.tokenizer, device, vocab_size) if payload.kind == "hidden" else None
-    return StoredTeacher(payload, settings.teacher.tail, head, device)
+    return StoredTeacher(payload, section.tail, head, device)
 
 
-def build_losses(settings: Training) -> list[TokenLoss]:
-    """The training's losses; a user's own is imported."""
+def fit_projections(spec: TrainingSpec, feature_losses: Sequence[Loss], model: Any) -> None:
+    """Make the projections of the feature losses, for the student and its teacher's configuration.
 
-    def build_one(name: str, loss: Loss) -> TokenLoss:
-        kind: str | Kind = name
-        if ":" in name:  # a user's own
-            module, _, function = name.partition(":")
-            kind = Kind(getattr(importlib.import_module(module), function), teacher=False, target=True)
-        fields = {field: value for field, value in loss.model_dump().items() if value is not None}
-        return TokenLoss(kind, **fields)
-
-    return [build_one(name, loss) for name, loss in settings.losses.items()]
+    Raises ModelError for a layer that a model does not have, or widths that do not fit.
+    """
+    if not feature_losses:
+        return
+    assert spec.teacher is not None
+    for loss in feature_losses:
+        student_widths = layer_widths(model, loss.loss.student_needs)
+        teacher_widths = widths_of(spec.teacher.tokenizer, loss.loss.teacher_needs)
+        try:
+            loss.loss.fit(student_widths, teacher_widths)
+        except ValueError as error:
+            raise ModelError(f"{spec.name}: losses.{loss.name}: {error}") from None
+        if isinstance(loss.loss, torch.nn.Module):
+            loss.loss.to(next(model.parameters()).dtype)
 
 
 def build_optimizer(student: Student, settings: Training) -> torch.optim.AdamW:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from raykd.recipe.training import Training
 from raykd.training import batches
 from raykd.training.dataset import EncodedDataset
 from raykd.training.planner import Cursor, DevRows, Lengths, PlannedBatch
+from raykd.training.samplers import Requests
+from raykd.training.sequences import row_seed, sample_names
 
 
 @dataclass
@@ -24,17 +26,21 @@ class MicroBatch:
     inputs     what the student takes: input_ids (B, S) and attention_mask (B, S)
     labels_BT  target ids aligned with the student's logits; IGNORE elsewhere. Other tasks: see `Student.forward`
     weights_K  what each token counts for; None: 1
+    weights_B  what each row counts for in losses on features; 0 in a silent micro-batch
     teacher    the same rows as a teacher that reads along takes them, their labels (B, T) included
     payload    by name, what the store kept of the targets, (K, ...) flat
-    request    what a scorer returned when it was asked for the teacher's outputs
+    sampled    its targets were written during the training
+    handle     what the teacher's source returned when it was asked for the outputs
     """
 
     inputs: dict[str, torch.Tensor]
     labels_BT: torch.Tensor
     weights_K: torch.Tensor | None
+    weights_B: torch.Tensor
     teacher: dict[str, torch.Tensor] | None
     payload: dict[str, torch.Tensor]
-    request: Any = None
+    sampled: bool = False
+    handle: Any = None
 
 
 @dataclass
@@ -60,11 +66,27 @@ class GlobalBatch:
     next_cursor: Cursor
 
 
+class Samples(NamedTuple):
+    """The samples of a global batch.
+
+    lengths  (S,) tokens of each sample of all workers, in the order of the batch
+    own      by place in the batch, the token ids of this worker's
+    """
+
+    lengths: np.ndarray
+    own: dict[int, np.ndarray]
+
+    def ids(self, places: np.ndarray) -> list[np.ndarray]:
+        """The token ids of the samples at some places, which must be this worker's."""
+        return [self.own[int(place)] for place in places]
+
+
 @dataclass(frozen=True)
 class BatchSharder:
     """Cuts global batches: worker `rank` of `world` gets every world-th row, in micro-batches of its token budget.
 
     pad, teacher_pad  the padding token; teacher_pad: of a teacher that reads along
+    teacher_apart     a teacher that reads along reads input and target separately, as an encoder-decoder does
     equal             every worker gets as many micro-batches as the one with most, some of them without a target
     """
 
@@ -74,22 +96,40 @@ class BatchSharder:
     lengths: Lengths
     pad: int
     teacher_pad: int | None = None
+    teacher_apart: bool = False
     equal: bool = False
 
-    def batch(self, planned: PlannedBatch) -> GlobalBatch:
-        """This worker's part of a global batch: one micro-batch at least, which may be silent."""
-        dataset, targets = planned.dataset, planned.targets
-        lengths, budget = self.lengths.of(dataset, targets), self.training.micro_batch_tokens
-        numbers = np.arange(len(targets))
-        pieces_by_worker = [batches.pieces(numbers[rank :: self.world], lengths, budget) for rank in range(self.world)]
+    def requests(self, planned: PlannedBatch, seed: int) -> Requests:
+        """The samples that this worker's rows of a batch need; `seed` is the training's."""
+        dataset, (numbers, sampled) = planned.dataset, planned.targets
+        own = [int(numbers[i]) for i in range(self.rank, len(numbers), self.world) if sampled[i]]
+        names = sample_names(dataset, own)
+        return Requests(
+            prompts=[dataset.source(int(dataset.row_of[number])) for number in own],
+            seeds=[row_seed(seed, planned.step, name) for name in names],
+        )
+
+    def batch(self, planned: PlannedBatch, samples: Samples | None = None) -> GlobalBatch:
+        """This worker's part of a global batch: one micro-batch at least, which may be silent.
+
+        `samples` are needed where some of the planned targets are written during the training.
+        """
+        dataset, (targets, sampled) = planned.dataset, planned.targets
+        sizes = dataset.target_lengths[targets]
+        if samples:
+            sizes = sizes.copy()
+            sizes[sampled] = samples.lengths
+        lengths = self.lengths.of(dataset, targets, sizes)
+        pieces_by_worker = [self._pieces(rank, sampled, lengths) for rank in range(self.world)]
         micro_batches = [
-            self.micro_batch(dataset, targets[piece]) for piece in pieces_by_worker[self.rank] if len(piece)
+            self.micro_batch(dataset, targets[piece], samples.ids(piece) if samples and sampled[piece[0]] else None)
+            for piece in pieces_by_worker[self.rank]
         ]
         least = max(map(len, pieces_by_worker)) if self.equal else 1
         while len(micro_batches) < least:
             micro_batches.append(self.micro_batch(dataset, targets[:1], silent=True))
-        pieces = [piece for worker in pieces_by_worker for piece in worker if len(piece)]
-        sizes, weights = dataset.target_lengths[targets], dataset.weights[targets].astype(np.float64)
+        pieces = [piece for worker in pieces_by_worker for piece in worker]
+        weights = dataset.weights[targets].astype(np.float64)
         return GlobalBatch(
             dataset=dataset,
             targets=targets,
@@ -103,41 +143,64 @@ class BatchSharder:
             next_cursor=planned.next_cursor,
         )
 
-    def micro_batch(self, dataset: EncodedDataset, targets: np.ndarray, silent: bool = False) -> MicroBatch:
-        """The tensors of some targets. A silent one has no label: it takes part in the step and teaches nothing."""
-        rows, target_ids = dataset.row_of[targets], [dataset.target(number) for number in targets]
-        inputs = self._tensors([dataset.source(row) for row in rows], target_ids, self.pad)
+    def _pieces(self, rank: int, sampled: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+        """A worker's micro-batches, as places in the batch. All targets of one are sampled, or none is."""
+        places = np.arange(len(sampled))[rank :: self.world]
+        budget = self.training.micro_batch_tokens
+        by_origin = [places[~sampled[places]], places[sampled[places]]]
+        return [piece for own in by_origin if len(own) for piece in batches.pieces(own, lengths, budget)]
+
+    def micro_batch(
+        self,
+        dataset: EncodedDataset,
+        targets: np.ndarray,
+        samples: list[np.ndarray] | None = None,
+        silent: bool = False,
+    ) -> MicroBatch:
+        """The tensors of some targets, or of the samples in their place.
+
+        A silent one has no label: it takes part in the step and teaches nothing.
+        """
+        rows = dataset.row_of[targets]
+        target_ids = samples or [dataset.target(number) for number in targets]
+        inputs = self._tensors([dataset.source(row) for row in rows], target_ids, self.pad, self.lengths.apart)
         teacher = None
         if self.teacher_pad is not None:
-            teacher = self._tensors([dataset.teacher(row) for row in rows], target_ids, self.teacher_pad)
+            prompts = [dataset.teacher(row) for row in rows]
+            teacher = self._tensors(prompts, target_ids, self.teacher_pad, self.teacher_apart)
         if silent:
             for tensors in (inputs, *([teacher] if teacher else [])):
                 tensors["labels"] = torch.full_like(tensors["labels"], IGNORE)
+        weights = dataset.weights[targets].astype(np.float64)
+        stored = not silent and not samples
         return MicroBatch(
             labels_BT=inputs.pop("labels"),
             inputs=inputs,
-            weights_K=None if silent else self._weights(dataset, targets),
+            weights_K=None if silent else self._weights(weights, np.array([len(ids) for ids in target_ids])),
+            weights_B=torch.zeros(len(rows), dtype=torch.float64) if silent else torch.from_numpy(weights),
             teacher=teacher,
-            payload={} if silent else self._payload(dataset, targets),
+            payload=self._payload(dataset, targets) if stored else {},
+            sampled=samples is not None,
         )
 
-    def _weights(self, dataset: EncodedDataset, targets: np.ndarray) -> torch.Tensor | None:
+    def _weights(self, weights: np.ndarray, sizes: np.ndarray) -> torch.Tensor | None:
         """(K,) what each token counts for; None where all count for 1."""
-        sizes, weights = dataset.target_lengths[targets], dataset.weights[targets].astype(np.float64)
         if self.training.reduction == "sequences":
             weights = weights / sizes
         return None if (weights == 1).all() else torch.from_numpy(np.repeat(weights, sizes))
 
-    def _tensors(self, sources: list[np.ndarray], target_ids: list[np.ndarray], pad: int) -> dict[str, torch.Tensor]:
-        """A model's inputs, and its labels."""
+    def _tensors(
+        self, sources: list[np.ndarray], target_ids: list[np.ndarray], pad: int, apart: bool
+    ) -> dict[str, torch.Tensor]:
+        """A model's inputs, and its labels; `apart`: it reads input and target separately."""
         if self.lengths.task == "generation":
-            return batches.collate(sources, target_ids, pad, causal=not self.lengths.apart)
+            return batches.collate(sources, target_ids, pad, causal=not apart)
         labels = task_heads.target_tensor(self.lengths.task, target_ids)
         return {**batches.pad_right(sources, pad), "labels": labels}
 
     def _payload(self, dataset: EncodedDataset, targets: np.ndarray) -> dict[str, torch.Tensor]:
         """By name what the store kept of the targets, one token after the other."""
-        names = dataset.chunks[0].payload if dataset.chunks and self.training.needs_teacher() else {}
+        names = dataset.chunks[0].payload if dataset.chunks and self.training.reads_store() else {}
         return {name: torch.from_numpy(dataset.payload(name, targets).copy()) for name in names}
 
 

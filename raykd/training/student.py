@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from raykd.errors import ModelError
-from raykd.losses.kinds import TokenLoss
 from raykd.losses.logits import HeadLogits, Logits, of_layer, wide
+from raykd.losses.loss import Draw, FeatureBatch, FeatureLoss, Loss
 from raykd.losses.numbers import number_losses
 from raykd.losses.teachers import LEAST
 from raykd.losses.tokens import IGNORE, Result, TokenBatch, token_losses
+from raykd.models.layers import captured
 from raykd.recipe.models import Task
 
 FAR = 1e6  # a logit that any soft-cap would cut
@@ -29,10 +30,17 @@ class Student(nn.Module):
     Student, so that the output layer is used inside the wrapped forward and its gradients are ordinary ones.
     """
 
-    def __init__(self, model: Any, shared_vocab_size: int | None = None, task: Task = "generation") -> None:
+    def __init__(
+        self,
+        model: Any,
+        shared_vocab_size: int | None = None,
+        task: Task = "generation",
+        feature_losses: Sequence[Loss] = (),
+    ) -> None:
         """The model must have the head of its task, as `models.load.load_model` returns it.
 
         shared_vocab_size  for generation: number of token ids that student and teacher share; other logits are cut
+        feature_losses     what `forward` sums; the projections among them are parameters of the Student
 
         Raises ModelError for a model that changes its logits in another way.
         """
@@ -40,6 +48,8 @@ class Student(nn.Module):
         self.model, self.shared_vocab_size = model, shared_vocab_size
         self.task: Task = task
         self.causal = not model.config.is_encoder_decoder
+        self.feature_losses: dict[str, FeatureLoss] = {loss.name: loss.loss for loss in feature_losses}
+        self.projections = nn.ModuleList(loss for loss in self.feature_losses.values() if isinstance(loss, nn.Module))
         self.bias: torch.Tensor | None
         if task == "generation":
             self.scale, self.softcap, bias = _after_the_layer(model)
@@ -48,28 +58,46 @@ class Student(nn.Module):
             raise ValueError(f"shared_vocab_size counts tokens to be produced, and the task is {task}")
 
     def forward(
-        self, inputs: dict[str, torch.Tensor], losses: Sequence[TokenLoss], batch: TokenBatch, **options: Any
+        self,
+        inputs: dict[str, torch.Tensor],
+        losses: Sequence[Loss],
+        batch: TokenBatch,
+        features: FeatureBatch | None = None,
+        draw: Draw = torch.Generator,
+        **options: Any,
     ) -> Result:
         """The losses of B rows, as `token_losses` returns them; those of a regression as `number_losses` does.
 
-        inputs   the model's arguments, (B, S) each; input_ids and attention_mask are among them
-        batch    labels by task: generation, (B, T) target ids aligned with the logits, see `batches.collate`;
-                 classification, (B, 1) classes; extractive_qa, (B, 2) first and last token of the answer; regression,
-                 (B, 1) numbers. K labels are not IGNORE; the batch's other tensors have an entry for each of these K,
-                 row by row
-        options  arguments of `token_losses`: cut_infinite, chunk_rows
+        inputs    the model's arguments, (B, S) each; input_ids and attention_mask are among them
+        losses    those on logits or numbers
+        batch     labels by task: generation, (B, T) target ids aligned with the logits, see `batches.collate`;
+                  classification, (B, 1) classes; extractive_qa, (B, 2) first and last token of the answer; regression,
+                  (B, 1) numbers. K labels are not IGNORE; the batch's other tensors have an entry for each of these K,
+                  row by row
+        features  what the feature losses need; the result then has their sums
+        draw      the step's random generator for the feature losses
+        options   arguments of `token_losses`: cut_infinite, chunk_rows
 
         The result's values are (K,). Raises ValueError for losses that the teacher's outputs do not fit.
         """
         counted_BT = batch.labels != IGNORE
-        logits = self.logits(inputs, batch.labels)
+        with captured(self.model, self.feature_needs() if features else ()) as states:
+            logits = self.logits(inputs, batch.labels)
         batch = batch._replace(labels=batch.labels[counted_BT])
         if self.task == "regression":
             assert isinstance(logits, Logits)
-            return number_losses(losses, logits.values_NV.squeeze(1), batch)
-        if self.task == "extractive_qa" and isinstance(batch.teacher, torch.Tensor | Logits):
-            batch = batch._replace(teacher=_within(batch.teacher, _readable(inputs, counted_BT)))
-        return token_losses(losses, logits, batch, shared_vocab_size=self.shared_vocab_size, **options)
+            result = number_losses(losses, logits.values_NV.squeeze(1), batch)
+        else:
+            if self.task == "extractive_qa" and isinstance(batch.teacher, torch.Tensor | Logits):
+                batch = batch._replace(teacher=_within(batch.teacher, _readable(inputs, counted_BT)))
+            result = token_losses(losses, logits, batch, shared_vocab_size=self.shared_vocab_size, **options)
+        if not features:
+            return result
+        return result._replace(sums={n: loss.sums(states, features, draw) for n, loss in self.feature_losses.items()})
+
+    def feature_needs(self) -> set[Any]:
+        """The hidden states that the feature losses compare."""
+        return {need for loss in self.feature_losses.values() for need in loss.student_needs}
 
     def logits(self, inputs: dict[str, torch.Tensor], labels_BT: torch.Tensor) -> HeadLogits | Logits:
         """(K, V) logits of the K positions that have a label, row by row; a language model's are HeadLogits.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 from raykd.data.prompts import PromptEncoder
 from raykd.errors import TrainingError
 from raykd.losses.logits import HeadLogits, Logits
+from raykd.losses.loss import Feature
 from raykd.losses.teachers import Sampled, TeacherOutputs, TopK
 from raykd.losses.tokens import IGNORE
+from raykd.models.layers import captured
 from raykd.models.load import load_model
 from raykd.models.tokenizers import load_tokenizer
 from raykd.recipe.generation import HiddenPayload, Payload, SampledPayload, TopKPayload
@@ -22,40 +25,93 @@ from raykd.training.student import Student
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
-class TeacherSource(Protocol):
-    """Gives the teacher's outputs for micro-batches."""
+class Needs(NamedTuple):
+    """What a training's losses need of the teacher: its distribution at each label, and hidden states."""
 
-    def prepare(self, micro_batch: MicroBatch) -> None:
-        """Called as soon as a micro-batch is made, by the thread that makes it."""
+    distribution: bool = False
+    features: frozenset[Feature] = frozenset()
+
+
+class Outputs(NamedTuple):
+    """A teacher's outputs for a micro-batch.
+
+    distribution  for its K labels, row by row: a form of `TeacherOutputs`; of a regression (K,) predictions; None where
+                  no loss needs it
+    features      (B, S, D) by hidden state
+    """
+
+    distribution: TeacherOutputs | torch.Tensor | None = None
+    features: Mapping[Feature, torch.Tensor] = {}
+
+
+class TeacherSource(Protocol):
+    """Gives the teacher's outputs for micro-batches.
+
+    features  whether it gives hidden states
+    samples   whether it gives outputs for sequences that are written during the training
+    """
+
+    features: bool
+    samples: bool
+
+    def ask(self, micro_batch: MicroBatch, needs: Needs) -> Any:
+        """Called as soon as a micro-batch is known; returns at once with a handle, which `outputs` takes.
+
+        It may be called by the thread that makes micro-batches.
+        """
         ...
 
-    def outputs(self, micro_batch: MicroBatch) -> TeacherOutputs | torch.Tensor | None:
-        """The outputs for the micro-batch's K labels, row by row; for a regression (K,) predictions."""
+    def outputs(self, handle: Any) -> Outputs:
+        """The outputs for the micro-batch of a handle; waits for them."""
         ...
 
 
 class NoTeacher:
-    """The source for losses that need no teacher: its outputs are None."""
+    """The source for losses that need no teacher."""
 
-    def prepare(self, micro_batch: MicroBatch) -> None:
+    features = samples = True
+
+    def ask(self, micro_batch: MicroBatch, needs: Needs) -> None:
         pass
 
-    def outputs(self, micro_batch: MicroBatch) -> None:
-        return None
+    def outputs(self, handle: None) -> Outputs:
+        return Outputs()
+
+
+class TeacherByOrigin:
+    """Two sources: one for targets that are known before training, one for sequences written during it."""
+
+    features = samples = True  # each of the two has been checked
+
+    def __init__(self, stored: TeacherSource, sampled: TeacherSource):
+        self.stored, self.sampled = stored, sampled
+
+    def ask(self, micro_batch: MicroBatch, needs: Needs) -> Any:
+        source = self.sampled if micro_batch.sampled else self.stored
+        return source, source.ask(micro_batch, needs)
+
+    def outputs(self, handle: Any) -> Outputs:
+        source, of_source = handle
+        return source.outputs(of_source)
 
 
 class StoredTeacher:
     """The source that reads the outputs from the payload that the teacher pass stored."""
 
+    features = samples = False
+
     def __init__(self, payload: Payload, tail: str, head: HeadLogits | None, device: torch.device):
         """`head` is the teacher's output layer, without features, for a payload of hidden states."""
         self.payload, self.tail, self.head, self.device = payload, tail, head, device
 
-    def prepare(self, micro_batch: MicroBatch) -> None:
-        pass
+    def ask(self, micro_batch: MicroBatch, needs: Needs) -> MicroBatch:
+        return micro_batch
 
-    def outputs(self, micro_batch: MicroBatch) -> TeacherOutputs:
+    def outputs(self, handle: MicroBatch) -> Outputs:
         """TopK, Sampled or HeadLogits, depending on the payload's kind."""
+        return Outputs(self._distribution(handle))
+
+    def _distribution(self, micro_batch: MicroBatch) -> TeacherOutputs:
         count = int((micro_batch.labels_BT != IGNORE).sum())
         if not count:  # a silent micro-batch, without a payload
             ids = torch.zeros(0, 1, dtype=torch.long, device=self.device)
@@ -92,6 +148,8 @@ class TopKArrays(NamedTuple):
 class InProcessTeacher:
     """A frozen teacher in this process; the loss computes its logits chunk by chunk."""
 
+    features = samples = True
+
     def __init__(self, prompts: PromptEncoder, dtype: str, device: torch.device, shared_vocab_size: int | None):
         """`prompts` encodes the teacher's prompts; its tokenizer is the folder of the teacher. Raises ModelError."""
         folder, labels = prompts.tokenizer, list(prompts.labels) if prompts.labels else None
@@ -100,16 +158,22 @@ class InProcessTeacher:
         self.device, student = device, Student(model.to(device, DTYPES[dtype]), shared_vocab_size, prompts.task)
         self.teacher = student.eval().requires_grad_(False)
 
-    def prepare(self, micro_batch: MicroBatch) -> None:
-        pass
+    def ask(self, micro_batch: MicroBatch, needs: Needs) -> tuple[MicroBatch, Needs]:
+        return micro_batch, needs
 
     @torch.no_grad()
-    def outputs(self, micro_batch: MicroBatch) -> TeacherOutputs | torch.Tensor:
+    def outputs(self, handle: tuple[MicroBatch, Needs]) -> Outputs:
+        """HeadLogits or Logits. Raises ValueError where features are needed and the teacher reads other tokens."""
+        micro_batch, needs = handle
         assert micro_batch.teacher is not None
-        logits = self._logits(micro_batch.teacher)
-        if isinstance(logits, Logits) and self.teacher.task == "regression":
-            return logits.values_NV.squeeze(1)
-        return logits
+        if needs.features and not torch.equal(micro_batch.teacher["input_ids"], micro_batch.inputs["input_ids"]):
+            raise ValueError("hidden states are compared token by token: student and teacher must read the same tokens")
+        with captured(self.teacher.model, needs.features) as states:
+            logits = self._logits(micro_batch.teacher)
+        distribution = logits if needs.distribution else None
+        if isinstance(distribution, Logits) and self.teacher.task == "regression":
+            distribution = distribution.values_NV.squeeze(1)
+        return Outputs(distribution, states)
 
     def _logits(self, tensors: dict[str, torch.Tensor]) -> HeadLogits | Logits:
         inputs = {name: tensor.to(self.device) for name, tensor in tensors.items()}
@@ -148,17 +212,20 @@ class Scorer(Protocol):
 class RemoteTeacher:
     """The source with a scorer: it gets a batch as soon as it is made, and works while the student trains on others."""
 
+    features, samples = False, True
+
     def __init__(self, scorer: Scorer, tail: str, device: torch.device):
         self.scorer, self.tail, self.device = scorer, tail, device
 
-    def prepare(self, micro_batch: MicroBatch) -> None:
+    def ask(self, micro_batch: MicroBatch, needs: Needs) -> Any:
         assert micro_batch.teacher is not None
-        micro_batch.request = self.scorer.ask(micro_batch.teacher)
+        return self.scorer.ask(micro_batch.teacher)
 
-    def outputs(self, micro_batch: MicroBatch) -> TeacherOutputs:
-        arrays = self.scorer.wait(micro_batch.request)
+    def outputs(self, handle: Any) -> Outputs:
+        """TopK."""
+        arrays = self.scorer.wait(handle)
         ids, logprobs, target_logprobs = (torch.from_numpy(array.copy()).to(self.device) for array in arrays)
-        return TopK(ids=ids.long(), logprobs=logprobs, tail=self.tail, target_logprobs=target_logprobs)
+        return Outputs(TopK(ids=ids.long(), logprobs=logprobs, tail=self.tail, target_logprobs=target_logprobs))
 
 
 def teacher_head(folder: str, device: torch.device, shared_vocab_size: int | None) -> HeadLogits:

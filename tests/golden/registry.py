@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 
 import torch
+from named_losses import token_loss
 
 from raykd.losses import divergences, features
-from raykd.losses.kinds import Kind, TokenLoss
 from raykd.losses.logits import HeadLogits
+from raykd.losses.loss import make_loss
 from raykd.losses.teachers import TopK
 from raykd.losses.tokens import IGNORE, TokenBatch, sequence_weights, token_losses
 
@@ -46,20 +47,20 @@ def _atkd(loss, inputs, params):
         left_out, ids = left_out[:, 1:], None if ids is None else ids[:, 1:]
     temperature = params.get("temperature", 1.0)
     temperatures = [params.get(f"{who}_temperature", temperature) for who in ("student", "teacher")]
-    if loss.options.get("reverse"):  # the release exchanges the logits and leaves the temperatures where they are
+    if getattr(loss.loss, "reverse", False):  # the release exchanges the logits and leaves the temperatures where they are
         temperatures.reverse()
-    keep = left_out if loss.kind == "total_variation" else ~left_out  # the release averages what it should leave out
-    target = None if loss.kind not in ("dkd", "atkd") else ids
+    keep = left_out if loss.name == "total_variation" else ~left_out  # the release averages what it should leave out
+    target = None if loss.name not in ("dkd", "atkd") else ids
     return _mean(loss, inputs, keep, target, temperatures=temperatures) / params.get("gradient_accumulation_steps", 1)
 
 
 def _atkd_dkd(inputs, params):
-    return _atkd(TokenLoss("dkd", options={n: params[n] for n in ("alpha", "beta")}), inputs, params)
+    return _atkd(token_loss("dkd", **{n: params[n] for n in ("alpha", "beta")}), inputs, params)
 
 
 def _atkd_atkd(inputs, params):
     reverse = params["setting"] == "reverse"
-    return _atkd(TokenLoss("atkd", easy_weight=params["alpha"], options={"reverse": reverse}), inputs, params)
+    return _atkd(token_loss("atkd", easy_weight=params["alpha"], reverse=reverse), inputs, params)
 
 
 # ---- one-to-one sub-teachers
@@ -97,7 +98,7 @@ def _correlation_masked(inputs, params):
 
 
 def _classes(inputs, params):
-    loss = TokenLoss("forward_kl", weight=params["alpha_ce"], temperature=params["temperature"])
+    loss = token_loss("forward_kl", weight=params["alpha_ce"], temperature=params["temperature"])
     return _mean(loss, inputs, torch.ones(len(inputs["student_logits"]), dtype=torch.bool))
 
 
@@ -115,9 +116,9 @@ def _kd4gen_logits(inputs, params):
     labels = torch.where(keep, 0, IGNORE)
     temperature = params["temperature"]
     if temperature > 0:
-        loss = TokenLoss("forward_kl", temperature=temperature)
+        loss = token_loss("forward_kl", temperature=temperature)
     else:
-        loss = TokenLoss("nucleus_kl", options={"p": -temperature, "release_scale": True})
+        loss = make_loss(divergences.nucleus_kl, p=-temperature, release_scale=True)
     student, teacher = (inputs[f"{who}_logits"].flatten(0, 1) for who in ("student", "teacher"))
     over = {loss.name: len(labels)}  # a sequence without targets counts as well
     weights = sequence_weights(labels).flatten()
@@ -148,7 +149,7 @@ def _loss_step(inputs, params):
     here = {"student_logits": student, "teacher_logits": teacher, "labels_mask": labels != IGNORE}
     total = params.get("logits_weight", 0.0) * scales.get("logits_loss", 1.0) * _kd4gen_logits(here, params)
     if params.get("forward_weight"):
-        task = _mean(TokenLoss("cross_entropy"), {"student_logits": student}, labels != IGNORE, labels)
+        task = _mean(token_loss("cross_entropy"), {"student_logits": student}, labels != IGNORE, labels)
         total = total + params["forward_weight"] * task
     if weight := params.get("attention_relation_weight"):
         for name in ("dec_sa_k", "dec_sa_v", "dec_sa_q", "dec_ca_k", "dec_ca_v", "dec_ca_q"):
@@ -177,7 +178,7 @@ def _jsd(inputs, params, kind="jsd"):
     over = {"sum": 1, "mean": int(keep.sum()) * student.shape[-1]}.get(params.get("reduction", "batchmean"))
     over = params.get("num_items_in_batch") or over or (len(student) if labels is None else None)
     options = {"beta": params["beta"]} if kind == "jsd" else {}
-    loss = TokenLoss(kind, temperature=params.get("temperature", 1.0), squared=False, options=options)
+    loss = token_loss(kind, temperature=params.get("temperature", 1.0), squared=False, **options)
     return _mean(loss, inputs, keep, over=over)
 
 
@@ -210,8 +211,8 @@ def _chunked(inputs, params):
         sides[who] = HeadLogits((hidden,), (inputs[f"{who}_head"],), inputs.get(f"{who}_bias"), scale, cap)
     labels = torch.where(inputs["completion_mask"].bool(), 0, IGNORE).flatten()
     temperature, over = params.get("temperature", 1.0), params.get("num_items_in_batch")
-    divergence = TokenLoss("jsd", temperature=temperature, options={"beta": params["beta"]})
-    extra = TokenLoss(Kind(_entropy, target=True), weight=0.0, temperature=temperature)
+    divergence = token_loss("jsd", temperature=temperature, beta=params["beta"])
+    extra = make_loss(_entropy, weight=0.0, temperature=temperature)
     over = None if over is None else {"jsd": over, "_entropy": 1}
     batch = TokenBatch(labels, sides["teacher"], denominators=over)
     found = token_losses([divergence, extra], sides["student"], batch, chunk_rows=3)
@@ -227,14 +228,14 @@ def _liger(inputs, params, cosine=False):
         bias=None if hard.bias is None else torch.nn.functional.pad(hard.bias, (0, extra)),
     )
     teacher, rows = _head(inputs, "teacher"), params.get("chunk_size")
-    ce = TokenLoss("cross_entropy", weight=params["weight_hard_loss"])
+    ce = token_loss("cross_entropy", weight=params["weight_hard_loss"])
     total = token_losses([ce], hard, TokenBatch(labels), chunk_rows=rows).total
     if cosine:
         kept = labels != IGNORE
         logits = (side.product(slice(None))[kept] for side in (soft, teacher))
         return total + params["weight_soft_loss"] * params["beta"] * _mean_of(features.hidden_cosine(*logits))
     options, weight = {"beta": params["beta"]}, params["weight_soft_loss"]
-    jsd = TokenLoss("jsd", weight=weight, temperature=params["temperature"], options=options)
+    jsd = token_loss("jsd", weight=weight, temperature=params["temperature"], **options)
     return total + token_losses([jsd], soft, TokenBatch(labels, teacher), chunk_rows=rows).total
 
 
@@ -246,7 +247,7 @@ def _head(inputs, who):
 def _causal_ce(inputs, params):
     labels = inputs["labels"][:, 1:]
     here = {"student_logits": inputs["student_logits"][:, :-1]}
-    return _mean(TokenLoss("cross_entropy"), here, labels != IGNORE, labels, params["num_items_in_batch"])
+    return _mean(token_loss("cross_entropy"), here, labels != IGNORE, labels, params["num_items_in_batch"])
 
 
 # ---- MiniLLM, DistiLLM: token means; forward types without the teacher's entropy. DistillKit: the temperature squared
@@ -254,7 +255,7 @@ def _causal_ce(inputs, params):
 
 def _token_mean(kind, inputs, params, minus_entropy=False, **options):
     keep = inputs["mask"].bool() if "mask" in inputs else inputs["labels"] != IGNORE
-    found = _mean(TokenLoss(kind, options=options), inputs, keep)
+    found = _mean(token_loss(kind, **options), inputs, keep)
     if minus_entropy:
         found = found + divergences.entropy(inputs["teacher_logits"][keep].log_softmax(-1)).mean()
     return found
@@ -280,7 +281,7 @@ def _distillm(kind, inputs, params):
 def _distillkit(kind, inputs, params):
     keep, temperature = inputs["mask"].bool(), params["temperature"]
     if params["top_k"] is None:
-        return _mean(TokenLoss(kind, temperature=temperature, squared=True), inputs, keep)
+        return _mean(token_loss(kind, temperature=temperature, squared=True), inputs, keep)
     ids, logprobs = inputs["teacher_ids"].flatten(0, 1), inputs["teacher_logprobs"].flatten(0, 1)
     here = {"student_logits": inputs["student_logits"]}
     tail = "renormalise"
@@ -290,7 +291,7 @@ def _distillkit(kind, inputs, params):
         tail, rest = "bucket", torch.log1p(-logprobs.exp().sum(-1, keepdim=True).clamp(max=1))
         logprobs = (torch.cat([logprobs, rest], 1) / temperature).log_softmax(1)[:, :-1]
     known = TopK(ids, logprobs, tail)
-    loss = TokenLoss(kind, weight=temperature**2)
+    loss = token_loss(kind, weight=temperature**2)
     return _mean(loss, here, keep, teacher=known, temperatures=(temperature, 1.0))
 
 
@@ -304,13 +305,13 @@ def _layers(loss, inputs, params):
 
 _P = functools.partial
 REGISTRY = {
-    "atkd_forward_kl": _P(_atkd, TokenLoss("forward_kl")),
-    "atkd_reverse_kl": _P(_atkd, TokenLoss("reverse_kl")),
-    "atkd_jsd": _P(_atkd, TokenLoss("weighted_kl")),
-    "atkd_tvd": _P(_atkd, TokenLoss("total_variation")),
+    "atkd_forward_kl": _P(_atkd, token_loss("forward_kl")),
+    "atkd_reverse_kl": _P(_atkd, token_loss("reverse_kl")),
+    "atkd_jsd": _P(_atkd, token_loss("weighted_kl")),
+    "atkd_tvd": _P(_atkd, token_loss("total_variation")),
     "atkd_dkd": _atkd_dkd,
     "atkd_atkd": _atkd_atkd,
-    "osd_soft_cross_entropy": _P(_atkd, TokenLoss("soft_cross_entropy")),
+    "osd_soft_cross_entropy": _P(_atkd, token_loss("soft_cross_entropy")),
     "subteacher_cross_correlation": _correlation,
     "subteacher_cross_correlation_masked": _correlation_masked,
     "subteacher_mse": _mse,

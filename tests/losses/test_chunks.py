@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from named_losses import token_loss
 
-from raykd.losses.kinds import LOSSES, TokenLoss
 from raykd.losses.logits import HeadLogits, of_layer, wide
 from raykd.losses.teachers import Sampled, TopK
 from raykd.losses.tokens import IGNORE, TokenBatch, token_losses
+from raykd.recipe.losses import LOSSES, LogitsLoss
 
 ROWS, HIDDEN, VOCABULARY = 37, 13, 61
 NEAR = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -27,7 +28,7 @@ def dense(hidden, weight, bias, scale=0.7, softcap=4.0):
     return softcap * torch.tanh(scale * (wide(hidden @ weight.T) + bias) / softcap)
 
 
-TOKEN_LOSSES = [name for name, kind in LOSSES.items() if not kind.regression]
+TOKEN_LOSSES = [name for name, section in LOSSES.items() if issubclass(section, LogitsLoss)]
 TEACHERS = [(kind, known) for kind in TOKEN_LOSSES for known in ("head", "logits", "top_k")]
 
 
@@ -47,7 +48,7 @@ def test_chunked_is_plain(kind, dtype, known):
         "top_k": TopK(ids, logprobs.gather(1, ids), target_logprobs=at),
         "sampled": Sampled(ids, torch.arange(8).expand(ROWS, 8)),
     }[known]
-    losses = [TokenLoss(kind, temperature=1.0 if known == "sampled" else 1.5)]
+    losses = [token_loss(kind, temperature=1.0 if known == "sampled" else 1.5)]
     found = []
     for chunked in (True, False):
         tensors = [x.detach().clone().requires_grad_() for x in student]
@@ -66,7 +67,7 @@ def test_chunked_is_plain(kind, dtype, known):
 def test_positions_without_a_target_never_reach_the_output_layer():
     (hidden, weight, _), _, labels = layers(torch.float64)
     hidden[labels == IGNORE] = float("nan")
-    found = token_losses([TokenLoss("cross_entropy")], HeadLogits((hidden,), (weight,)), TokenBatch(labels))
+    found = token_losses([token_loss("cross_entropy")], HeadLogits((hidden,), (weight,)), TokenBatch(labels))
     assert found.total.isfinite()
 
 
@@ -88,7 +89,7 @@ def test_one_chunk_of_logits_exists_at_a_time(monkeypatch):
     monkeypatch.setattr(HeadLogits, "product", watched)
     (hidden, weight, bias), teacher, labels = layers(torch.float64)
     sides = HeadLogits((hidden,), (weight,), bias), HeadLogits((teacher[0],), (teacher[1],), teacher[2])
-    token_losses([TokenLoss("jsd")], sides[0], TokenBatch(labels, sides[1]), chunk_rows=5)
+    token_losses([token_loss("jsd")], sides[0], TokenBatch(labels, sides[1]), chunk_rows=5)
     assert len(seen) == 2 * -(-int((labels != IGNORE).sum()) // 5) and max(rows for rows, _ in seen) == 5
 
 
@@ -97,9 +98,9 @@ def test_without_gradients_nothing_is_made_for_them():
     weight.requires_grad_()
     side = HeadLogits((hidden,), (weight,), bias)
     with torch.no_grad():
-        judged = token_losses([TokenLoss("cross_entropy")], side, TokenBatch(labels), chunk_rows=5).total
+        judged = token_losses([token_loss("cross_entropy")], side, TokenBatch(labels), chunk_rows=5).total
     assert not judged.requires_grad
-    trained = token_losses([TokenLoss("cross_entropy")], side, TokenBatch(labels), chunk_rows=5).total
+    trained = token_losses([token_loss("cross_entropy")], side, TokenBatch(labels), chunk_rows=5).total
     trained.backward()
     assert trained.item() == judged.item() and weight.grad is not None and hidden.grad is None
 

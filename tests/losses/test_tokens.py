@@ -1,5 +1,6 @@
 """Token losses: against their definitions in plain loops, and what holds of each."""
 
+import importlib
 import inspect
 import math
 import re
@@ -8,12 +9,15 @@ from pathlib import Path
 import naive
 import pytest
 import torch
+from named_losses import token_loss
 
 from raykd.losses import divergences, features
-from raykd.losses.kinds import LOSSES, Kind, TokenLoss
+from raykd.losses.atkd import Atkd, hard_from
 from raykd.losses.logits import HeadLogits
-from raykd.losses.teachers import Sampled, TopK
-from raykd.losses.tokens import IGNORE, TokenBatch, sequence_weights, teacher_uncertainty, token_losses
+from raykd.losses.loss import make_loss
+from raykd.losses.teachers import Sampled, TopK, uncertainty
+from raykd.losses.tokens import IGNORE, TokenBatch, sequence_weights, statistics, term_weights, token_losses
+from raykd.recipe.losses import LOSSES, LogitsLoss
 
 NEAR = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 5e-2}
 SIMPLE = sorted(naive.VALUES)
@@ -46,7 +50,7 @@ def sides(rows=6, width=9, dtype=torch.float64, spread=1.0, seed=0):
 
 def total(kind, student, labels, teacher=None, options=None, chunk_rows=None, cut_infinite=False, **more):
     batch = TokenBatch(labels, teacher, **more)
-    loss = TokenLoss(kind, options=options or {})
+    loss = token_loss(kind, **(options or {}))
     return token_losses([loss], student, batch, chunk_rows=chunk_rows, cut_infinite=cut_infinite)
 
 
@@ -83,10 +87,14 @@ def test_temperature_and_its_square(kind, temperature):
     student, teacher, labels = sides()
     expected = sum(value(kind, s, t, y, temperature) for s, t, y in zip(student, teacher, labels, strict=True)) / 6
     for squared in (None, True, False):
-        loss = TokenLoss(kind, temperature=temperature, squared=squared)
-        factor = temperature**2 if (LOSSES[kind].squared if squared is None else squared) else 1
+        loss = token_loss(kind, temperature=temperature, squared=squared)
+        factor = temperature**2 if (LOSSES[kind].model_fields["squared"].default if squared is None else squared) else 1
         got = token_losses([loss], student, TokenBatch(labels, teacher)).total.item()
         assert got == pytest.approx(factor * expected, rel=1e-9)
+
+
+def easy(uncertainty_N, hard_share=0.5):
+    return uncertainty_N < hard_from(uncertainty_N, hard_share)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -106,23 +114,24 @@ def test_atkd_groups_may_be_those_of_the_global_batch():
     student, teacher, labels = sides(12)
     labels[[1, 7]] = IGNORE
     whole = total("atkd", student, labels, teacher)
-    uncertain = teacher_uncertainty(teacher, labels)
-    assert (uncertain[[1, 7]] == 0).all()
-    easy = torch.zeros(12, dtype=torch.bool)
-    easy[labels != IGNORE] = divergences.easy_tokens(uncertain[labels != IGNORE])
+    losses, kept = [token_loss("atkd")], labels != IGNORE
+    joined = statistics(losses, teacher[kept], labels[kept])
+    of_kept = term_weights(losses, torch.ones(10, dtype=torch.float64), joined, joined)
+    weights = {name: torch.zeros(12, dtype=torch.float64).masked_scatter(kept, w) for name, w in of_kept.items()}
     counts = {name: term.denominator for name, term in whole.terms.items()}
-    halves = [
-        total("atkd", student[half], labels[half], teacher[half], easy_mask_N=easy[half], denominators=counts).total
-        for half in (slice(0, 5), slice(5, 12))
-    ]
+    halves = []
+    for half in (slice(0, 5), slice(5, 12)):
+        own = {name: w[half] for name, w in weights.items()}
+        more = {"term_weights": own, "denominators": counts}
+        halves.append(total("atkd", student[half], labels[half], teacher[half], **more).total)
     assert sum(halves).item() == pytest.approx(whole.total.item(), rel=1e-12)
 
 
 def test_ties_at_the_median_are_hard_and_shares_are_shares():
-    assert divergences.easy_tokens(torch.tensor([0.5, 0.5, 0.5, 0.1])).tolist() == [False, False, False, True]
-    assert not divergences.easy_tokens(torch.full((5,), 0.25)).any()
+    assert easy(torch.tensor([0.5, 0.5, 0.5, 0.1])).tolist() == [False, False, False, True]
+    assert not easy(torch.full((5,), 0.25)).any()
     many = torch.rand(100, generator=torch.Generator().manual_seed(0))
-    assert [int(divergences.easy_tokens(many, share).sum()) for share in (0, 0.25, 0.5, 1)] == [100, 74, 49, 0]
+    assert [int(easy(many, share).sum()) for share in (0, 0.25, 0.5, 1)] == [100, 74, 49, 0]
     student, teacher, labels = sides(5)
     uniform = total("atkd", student, labels, torch.zeros_like(teacher))
     uniform.total.backward()
@@ -261,7 +270,7 @@ def test_kl_is_target_part_and_uncertainty_times_diversity_part():
 @pytest.mark.parametrize("reverse", [False, True])
 def test_atkd_of_one_group_with_diversity_weighed_is_kl(reverse):
     student, teacher, labels = sides()
-    one = TokenLoss("atkd", easy_weight=0, hard_share=1, options={"weigh_diversity": True, "reverse": reverse})
+    one = make_loss(Atkd, easy_weight=0, hard_share=1, weigh_diversity=True, reverse=reverse)
     found = token_losses([one], student, TokenBatch(labels, teacher)).total
     expected = total("reverse_kl" if reverse else "forward_kl", student, labels, teacher).total
     assert found.item() == pytest.approx(expected.item(), rel=1e-9)
@@ -312,7 +321,7 @@ def test_the_mean_over_sequences():
 
 def test_several_losses_share_one_pass():
     student, teacher, labels = sides()
-    losses = [TokenLoss("cross_entropy", weight=0.3), TokenLoss("jsd", weight=0.7, temperature=2.0)]
+    losses = [token_loss("cross_entropy", weight=0.3), token_loss("jsd", weight=0.7, temperature=2.0)]
     found = token_losses(losses, student, TokenBatch(labels, teacher))
     alone = [token_losses([loss], student, TokenBatch(labels, teacher)).total for loss in losses]
     assert found.total.item() == pytest.approx(sum(alone).item())
@@ -325,7 +334,7 @@ def bounded(student_NE, teacher_NE, at_N, power=2.0):
 
 def test_a_loss_of_ones_own():
     student, teacher, labels = sides()
-    loss = TokenLoss(Kind(bounded, target=True), options={"power": 3.0})
+    loss = make_loss(bounded, power=3.0)
     found = token_losses([loss], student, TokenBatch(labels, teacher))
     expected = (student.softmax(1) - teacher.softmax(1)).abs().pow(3).sum(1).mean()
     assert found.total.item() == pytest.approx(expected.item()) and list(found.terms) == ["bounded"]
@@ -390,13 +399,13 @@ def test_a_target_outside_the_top_k_needs_its_own_log_probability():
     found = total("dkd", student, labels, TopK(ids, logprobs, target_logprobs=mine), {"alpha": 1.0, "beta": 0.0})
     expected = total("dkd", student, labels, teacher, {"alpha": 1.0, "beta": 0.0})
     assert found.total.item() == pytest.approx(expected.total.item(), rel=1e-9)  # the target part is exact
-    assert torch.allclose(teacher_uncertainty(TopK(ids, logprobs, target_logprobs=mine), labels), 1 - mine.exp())
+    assert torch.allclose(uncertainty(TopK(ids, logprobs, target_logprobs=mine), labels), 1 - mine.exp())
 
 
 def test_top_k_at_another_temperature_is_zero_at_equality():
     _, teacher, labels = sides()
     logprobs, ids = teacher.log_softmax(1).topk(4, 1)
-    loss = TokenLoss("forward_kl", temperature=2.0)
+    loss = token_loss("forward_kl", temperature=2.0)
     same = token_losses([loss], teacher, TokenBatch(labels, TopK(ids, logprobs)))
     assert same.total.item() == pytest.approx(0, abs=1e-12)
 
@@ -429,15 +438,15 @@ def test_counts_are_draws_and_zero_is_padding():
 @pytest.mark.parametrize(
     ("losses", "teacher", "more", "message"),
     [
-        ([], "dense", {}, "one at least: none given"),
-        ([TokenLoss("jsd"), TokenLoss("jsd")], "dense", {}, "different kinds, and one at least: jsd, jsd"),
-        ([TokenLoss("jsd")], None, {}, "jsd needs the teacher's side"),
-        ([TokenLoss("jsd")], "drawn", {}, "jsd at temperature 1 cannot be known from drawn tokens"),
-        ([TokenLoss("soft_cross_entropy", temperature=2)], "drawn", {}, "at temperature 2 cannot be known"),
-        ([TokenLoss("jsd")], "zero", {}, "tail is bucket, renormalise or refuse, not 'zero'"),
-        ([TokenLoss("jsd")], "wide", {}, "over 9 tokens, the teacher's 12: say with shared_vocab_size"),
-        ([TokenLoss("jsd"), TokenLoss("mse")], "dense", {}, "mse is a loss of a regression"),
-        ([TokenLoss("jsd")], "dense", {"shared_vocab_size": 5}, "target ids must lie below 5, found"),
+        ([], "dense", {}, "one at least: found none"),
+        ([token_loss("jsd"), token_loss("jsd")], "dense", {}, "different names, and one at least: found jsd, jsd"),
+        ([token_loss("jsd")], None, {}, "jsd needs the teacher's side"),
+        ([token_loss("jsd")], "drawn", {}, "jsd at temperature 1 cannot be known from drawn tokens"),
+        ([token_loss("soft_cross_entropy", temperature=2)], "drawn", {}, "at temperature 2 cannot be known"),
+        ([token_loss("jsd")], "zero", {}, "tail is bucket, renormalise or refuse, not 'zero'"),
+        ([token_loss("jsd")], "wide", {}, "over 9 tokens, the teacher's 12: say with shared_vocab_size"),
+        ([token_loss("jsd"), token_loss("mse")], "dense", {}, "mse is a loss of a regression"),
+        ([token_loss("jsd")], "dense", {"shared_vocab_size": 5}, "target ids must lie below 5, found"),
     ],
 )
 def test_what_does_not_go_together_is_refused(losses, teacher, more, message):
@@ -452,11 +461,15 @@ def test_what_does_not_go_together_is_refused(losses, teacher, more, message):
 
 def test_every_loss_has_a_reference_a_docstring_and_a_line_on_its_page():
     page = (Path(__file__).parents[2] / "docs" / "losses.md").read_text()
-    assert set(LOSSES) == {*naive.VALUES, "atkd", "mse", "teacher_mse"}
-    for name, kind in LOSSES.items():
-        assert inspect.getdoc(kind.values)
+    of_tokens = {name: section for name, section in LOSSES.items() if issubclass(section, LogitsLoss)}
+    assert set(of_tokens) == {*naive.VALUES, "atkd"}
+    for name, section in LOSSES.items():
+        module, _, attribute = section.code.partition(":")
+        assert inspect.getdoc(getattr(importlib.import_module(module), attribute))
         (line,) = [line for line in page.splitlines() if re.match(rf"\| `{name}(\(|`)", line)]
-        assert re.split(r"(?<!\\)\|", line)[3].strip() == ("yes" if kind.squared else "no")
+        if name in of_tokens:
+            squared = section.model_fields["squared"].default
+            assert re.split(r"(?<!\\)\|", line)[3].strip() == ("yes" if squared else "no")
     for name in ("hidden_mse", "hidden_cosine", "cross_correlation", "relations", "pkd", "projection", "draw_features"):
         assert getattr(features, name).__doc__ and f"`{name}`" in page
 

@@ -89,7 +89,7 @@ student:
     max_steps: 30
     losses: {{jsd: {{weight: 1}}, cross_entropy: {{}}}}
     teacher: {{kind: store, tail: renormalise}}
-    sequences: {{kind: pseudo_targets, samples: all}}
+    sequences: {{union: [{{pass: pseudo_targets, samples: all}}]}}
 cluster: {{teacher: {{resources: {{CPU: 1}}}}}}
 """,
 ]

@@ -253,7 +253,7 @@ SECTIONS = [
     ),
     (
         schedule("losses: {cross_entropy: {weight: 0}}"),
-        "student.training: losses: every weight is 0, so that nothing is learnt",
+        "student.training.losses: every weight is 0, so nothing would be learnt",
     ),
     (schedule("weight_decay: .inf"), "student.training.weight_decay: expected a finite number, found inf"),
     ("student.training.learning_rate=.inf", "student.training.learning_rate: expected a finite number, found inf"),

@@ -105,7 +105,7 @@ def model(kind: str, **settings) -> dict:
 
 OWN = {"kind": "checkpoint", "path": "FOLDER/llama"}
 ALL = " (64 of the first 64 inputs, 0 bad rows tolerated)"
-GOLD = {"student__training": {**TRAINING, "sequences": {"kind": "gold"}}}
+GOLD = {"student__training": {**TRAINING, "sequences": {"union": ["gold"]}}}
 JSD = {"losses": {"jsd": {}}}
 IN_PROCESS = {**JSD, "teacher": {"kind": "in_process"}}
 

@@ -2,15 +2,14 @@
 
 import torch
 
-from raykd.losses.kinds import Kind, TokenLoss
+from raykd.losses import divergences
+from raykd.losses.loss import make_loss
 from raykd.losses.tokens import TokenBatch
-from raykd.training.forward import with_denominators
+from raykd.training.forward import StepBatch, with_denominators
 
 
-def test_groups_of_tokens_are_made_for_atkd_alone():
-    def own(student_NV, targets_N):
-        return targets_N
-
-    twice = [TokenLoss(Kind(own, teacher=False, target=True)) for _ in range(2)]  # `token_losses` refuses them by name
-    batches, denominators = with_denominators([TokenBatch(torch.ones(2, 3).long())], twice, 6.0, None)
-    assert denominators == {"own": 6.0} and batches[0].easy_mask_N is None
+def test_what_tokens_count_for_is_joined_for_losses_with_a_statistic_alone():
+    losses = [make_loss(divergences.cross_entropy)]
+    batch = StepBatch({}, TokenBatch(torch.ones(2, 3).long()), None)
+    batches, denominators = with_denominators([batch], losses, 6.0, None)
+    assert denominators == {"cross_entropy": 6.0} and batches[0].tokens.term_weights is None

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import LLAMA, T5, pairs, write_rows
+from named_losses import token_loss
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from raykd.data.prompts import PromptEncoder
 from raykd.data.sources import FileSource
 from raykd.errors import DataError, RecipeError, TrainingError
-from raykd.losses import kinds
-from raykd.losses.kinds import Kind, TokenLoss
+from raykd.losses import divergences
 from raykd.losses.tokens import TokenBatch
 from raykd.models.adapters import merged_weights, with_lora
 from raykd.models.load import load_model
@@ -105,7 +105,7 @@ def test_the_best_model_is_the_one_that_is_kept(tmp_path, shared_tokenizer):
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_rows(tmp_path, shared_tokenizer, monkeypatch):
-    monkeypatch.setitem(kinds.LOSSES, "cross_entropy", Kind(nan_loss, teacher=False, target=True))
+    monkeypatch.setattr(divergences, "cross_entropy", nan_loss)
     with pytest.raises(TrainingError, match=r"the loss is nan at step 1; \d+ rows in the batch: r\d+"):
         train(training_spec(tmp_path, shared_tokenizer), lambda m, f: None)
     assert not (tmp_path / "train" / "model").exists()
@@ -125,13 +125,13 @@ def test_a_row_that_counts_twice_is_as_two_rows(tmp_path, shared_tokenizer, redu
     assert found[0] == pytest.approx(found[1], rel=1e-9)
 
 
-def nan_loss(student_NV, at_N):
-    return student_NV.sum(1) * math.nan
+def nan_loss(student_NE, at_N):
+    return student_NE.sum(1) * math.nan
 
 
 def test_a_users_own_loss_is_used(tmp_path, shared_tokenizer):
     with pytest.raises(TrainingError, match="the loss is nan"):
-        train(training_spec(tmp_path, shared_tokenizer, losses={"test_loop:nan_loss": {}}), lambda m, f: None)
+        train(training_spec(tmp_path, shared_tokenizer, losses={"test_loop:nan_loss": {"teacher_outputs": False}}), lambda m, f: None)
 
 
 def test_rows_that_are_too_long_are_bad_rows(tmp_path, shared_tokenizer):
@@ -162,7 +162,7 @@ def test_the_loss_does_not_depend_on_padding(shared_tokenizer, tiny_models):
             tensors = batches.collate([r[0] for r in rows], [r[1] for r in rows], tokenizer.pad_token_id, causal)
             labels = tensors.pop("labels")
             batch = TokenBatch(labels, denominators={"cross_entropy": 1})
-            return student(tensors, [TokenLoss("cross_entropy")], batch).total.item()
+            return student(tensors, [token_loss("cross_entropy")], batch).total.item()
 
         with torch.no_grad():
             assert total([short]) + total([long]) == pytest.approx(total([short, long]), rel=1e-9)
@@ -182,7 +182,7 @@ def served(folder, kind):
     tensors = batches.collate(sources, targets, tokenizer.pad_token_id, kind != "t5")
     with torch.no_grad():
         batch = TokenBatch(tensors.pop("labels"))
-        result = Student(model)(tensors, [TokenLoss("cross_entropy")], batch)
+        result = Student(model)(tensors, [token_loss("cross_entropy")], batch)
     return result.total.item()
 
 

@@ -5,6 +5,7 @@ import socket
 
 import pytest
 import torch
+from named_losses import token_loss
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 from transformers import (
@@ -16,10 +17,12 @@ from transformers import (
 )
 
 from raykd.errors import ModelError
-from raykd.losses.kinds import LOSSES as KINDS
-from raykd.losses.kinds import TokenLoss
+from raykd.losses import divergences
+from raykd.losses.loss import make_loss
 from raykd.losses.teachers import LEAST
 from raykd.losses.tokens import IGNORE, TokenBatch, token_losses
+from raykd.recipe.losses import LOSSES as SECTIONS
+from raykd.recipe.losses import LogitsLoss
 from raykd.training.student import Student
 
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8}
@@ -37,7 +40,7 @@ MODELS = {
     "t5 untied": ("t5", {**T5, "tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"}),
     "bart biased": ("bart", {**BART, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}),
 }
-LOSSES = [TokenLoss("cross_entropy", weight=0.5), TokenLoss("jsd", temperature=2.0)]
+LOSSES = [token_loss("cross_entropy", weight=0.5), token_loss("jsd", temperature=2.0)]
 
 
 def build(name, seed=0):
@@ -273,7 +276,7 @@ def own_loss(model, task, inputs, labels):
 def test_a_tasks_loss_and_gradient_are_those_of_transformers(task, kind):
     """Of a span, starts and ends are positions alike: the mean over 2 B of them is the mean of the two means."""
     model, inputs, labels = reader(task, kind), sizes(5, 5, 5), LABELS[task]
-    found = Student(model, task=task)(inputs, [TokenLoss(LOSS[task])], TokenBatch(labels))
+    found = Student(model, task=task)(inputs, [token_loss(LOSS[task])], TokenBatch(labels))
     found.total.backward()
     got = gradients(model)
     model.zero_grad()
@@ -288,7 +291,7 @@ def test_a_tasks_loss_and_gradient_are_those_of_transformers(task, kind):
 @pytest.mark.parametrize("task", HEADS)
 def test_padding_and_a_rows_neighbours_change_nothing(task, kind):
     model, labels = reader(task, kind), LABELS[task]
-    student, losses = Student(model, task=task), [TokenLoss(LOSS[task])]
+    student, losses = Student(model, task=task), [token_loss(LOSS[task])]
     padded = student(sizes(5, 3, 7, width=9), losses, TokenBatch(labels.clamp(max=2))).values[LOSS[task]]
     for row, length in enumerate((5, 3, 7)):
         inputs = {name: value[row : row + 1, :length] for name, value in sizes(5, 3, 7).items()}
@@ -303,15 +306,15 @@ def test_rows_without_a_label_count_for_nothing(task):
     fewer = labels.clone()
     fewer[1] = IGNORE
     weights = torch.arange(1.0, 1 + labels.numel())
-    whole = student(inputs, [TokenLoss(loss)], TokenBatch(labels)).values[loss]
+    whole = student(inputs, [token_loss(loss)], TokenBatch(labels)).values[loss]
     kept = torch.ones_like(labels, dtype=torch.bool).index_fill(0, torch.tensor([1]), False).flatten()
     batch = TokenBatch(fewer, weights_N=weights[kept], denominators={loss: 10})
-    found = student(inputs, [TokenLoss(loss, weight=3.0)], batch)
+    found = student(inputs, [token_loss(loss, weight=3.0)], batch)
     torch.testing.assert_close(found.values[loss], whole[kept])
     assert found.terms[loss].sum.item() == pytest.approx((whole * weights)[kept].sum().item())
     assert found.terms[loss].denominator == weights[kept].sum()
     assert found.total.item() == pytest.approx(3 * found.terms[loss].sum.item() / 10)
-    nothing = student(inputs, [TokenLoss(loss)], TokenBatch(torch.full_like(labels, IGNORE)))
+    nothing = student(inputs, [token_loss(loss)], TokenBatch(torch.full_like(labels, IGNORE)))
     nothing.total.backward()
     assert nothing.total == 0 and all((g == 0).all() for g in gradients(model).values()) and gradients(model)
 
@@ -320,21 +323,22 @@ def test_classes_are_taught_by_a_teachers_logits():
     model, inputs, labels = reader("classification"), sizes(5, 3, 7), LABELS["classification"]
     teacher = torch.randn(3, 4, dtype=torch.float64)
     student = Student(model, task="classification")
-    found = student(inputs, [TokenLoss("forward_kl", temperature=2.0)], TokenBatch(labels, teacher))
+    found = student(inputs, [token_loss("forward_kl", temperature=2.0)], TokenBatch(labels, teacher))
     log_s, t = (model(**inputs).logits / 2).log_softmax(1), (teacher / 2).softmax(1)
     assert found.total.item() == pytest.approx(4 * (t * (t.log() - log_s)).sum(1).mean().item())
 
 
-@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if not kind.regression])
+@pytest.mark.parametrize("kind", [name for name, section in SECTIONS.items() if issubclass(section, LogitsLoss)])
 def test_every_loss_on_spans_is_as_if_there_were_no_padding(kind):
     model, teacher = reader("extractive_qa"), reader("extractive_qa", seed=1)
     inputs, labels = sizes(5, 3, 7, width=9), torch.tensor([[1, 3], [0, 2], [4, 6]])
-    student, losses = Student(model, task="extractive_qa"), [TokenLoss(kind, temperature=2.0, hard_share=0.5)]
+    student, losses = Student(model, task="extractive_qa"), [token_loss(kind, temperature=2.0)]
     with torch.no_grad():
         side = Student(teacher, task="extractive_qa").logits(inputs, labels)
     assert side.values_NV.min() == LEAST
-    easy = torch.tensor([True, False, True, True, False, False])
-    found = student(inputs, losses, TokenBatch(labels, side, easy_mask_N=easy))
+    easy = torch.tensor([True, False, True, True, False, False]).double()
+    parts = {kind: torch.ones(6).double()} if kind != "atkd" else {"atkd_easy": easy, "atkd_hard": 1 - easy}
+    found = student(inputs, losses, TokenBatch(labels, side, term_weights=parts))
     found.total.backward()
     got = gradients(model)
     model.zero_grad()
@@ -346,7 +350,7 @@ def test_every_loss_on_spans_is_as_if_there_were_no_padding(kind):
         batch = TokenBatch(
             labels=labels[row : row + 1],
             teacher=side.values_NV[here, :length],
-            easy_mask_N=easy[here],
+            term_weights={name: part[here] for name, part in parts.items()},
             denominators=counts,
         )
         its = student(alone, losses, batch)
@@ -362,7 +366,7 @@ def test_a_spans_teacher_may_be_infinite_at_padding():
     model, inputs, labels = reader("extractive_qa"), sizes(5, 3, width=6), LABELS["extractive_qa"][:2].clamp(max=2)
     teacher = torch.randn(4, 6, dtype=torch.float64)
     there = inputs["attention_mask"].bool().repeat_interleave(2, 0)
-    losses = [TokenLoss("forward_kl"), TokenLoss("reverse_kl"), TokenLoss("cross_entropy")]
+    losses = [token_loss("forward_kl"), token_loss("reverse_kl"), token_loss("cross_entropy")]
     student = Student(model, task="extractive_qa")
     one = student(inputs, losses, TokenBatch(labels, teacher.masked_fill(~there, -torch.inf)))
     other = student(inputs, losses, TokenBatch(labels, teacher))
@@ -372,7 +376,7 @@ def test_a_spans_teacher_may_be_infinite_at_padding():
 def test_numbers_are_taught_by_a_teachers_predictions():
     model, inputs, labels = reader("regression"), sizes(5, 3, 7), LABELS["regression"]
     teacher, weights = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([1.0, 0.0, 2.0])
-    losses = [TokenLoss("mse", weight=0.5), TokenLoss("teacher_mse", weight=2.0)]
+    losses = [token_loss("mse", weight=0.5), token_loss("teacher_mse", weight=2.0)]
     found = Student(model, task="regression")(inputs, losses, TokenBatch(labels, teacher, weights))
     found.total.backward()
     got = gradients(model)
@@ -390,11 +394,11 @@ def test_numbers_are_taught_by_a_teachers_predictions():
 @pytest.mark.parametrize(
     ("losses", "more", "words"),
     [
-        ([TokenLoss("forward_kl")], {}, "losses of a regression are mse and teacher_mse, not forward_kl"),
-        ([TokenLoss("mse"), TokenLoss("mse")], {}, "not mse, mse"),
-        ([TokenLoss("mse", temperature=2.0)], {}, "no temperature"),
-        ([TokenLoss("teacher_mse")], {}, "teacher_mse needs the teacher's side"),
-        ([TokenLoss("teacher_mse")], {"teacher": torch.zeros(2, 1)}, "3 predictions against 2 numbers"),
+        ([token_loss("forward_kl")], {}, "losses of a regression are mse and teacher_mse, not forward_kl"),
+        ([token_loss("mse"), token_loss("mse")], {}, "not mse, mse"),
+        ([make_loss(divergences.mse, temperature=2.0)], {}, "no temperature"),
+        ([token_loss("teacher_mse")], {}, "teacher_mse needs the teacher's side"),
+        ([token_loss("teacher_mse")], {"teacher": torch.zeros(2, 1)}, "3 predictions against 2 numbers"),
     ],
 )
 def test_what_a_regression_cannot_learn_is_refused(losses, more, words):

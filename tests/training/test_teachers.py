@@ -26,9 +26,9 @@ from raykd.recipe.generation import (
     TopKPayload,
     TransformersEngine,
 )
-from raykd.recipe.losses import Loss
+from raykd.recipe.losses import TeacherMse
 from raykd.recipe.models import FromConfig
-from raykd.recipe.training import Gold, Mixture, PseudoTargets, Training
+from raykd.recipe.training import Sequences, Training
 from raykd.stages.labelling import PROMPTS
 from raykd.store.open import open_store
 from raykd.store.schema import shard_table
@@ -192,7 +192,7 @@ def test_what_the_store_lacks_is_one_line(tmp_path, shared_tokenizer, tiny_model
         train(spec, lambda metrics, folder: None)
     with pytest.raises(ModelError, match="losses.forward_kl needs a teacher"):
         train(replace(spec, teacher=None), lambda metrics, folder: None)
-    alone = spec.training.model_copy(update={"losses": {"teacher_mse": Loss()}})
+    alone = spec.training.model_copy(update={"losses": {"teacher_mse": TeacherMse(kind="teacher_mse")}})
     student = replace(spec.student, task="regression")
     spec = replace(spec, model=FromConfig(kind="config", model_type="bert", settings=BERT), student=student)
     with pytest.raises(RecipeError, match="train: losses.teacher_mse needs the teacher's side, and the rows are texts"):
@@ -239,6 +239,7 @@ def test_a_teacher_that_stops_ends_who_follows_it(tmp_path, shared_tokenizer, ti
         train(spec, lambda metrics, folder: None)
 
 
+ALL_SAMPLES = {"pass": "pseudo_targets", "samples": "all"}
 # four rows: two samples; two samples and gold; gold alone; one sample
 ROWS: object = SimpleNamespace(
     first=np.array([0, 2, 5, 6, 7]), gold=np.array([False, False, False, False, True, True, False])
@@ -248,28 +249,32 @@ ROWS: object = SimpleNamespace(
 @pytest.mark.parametrize(
     ("sequences", "epoch", "targets"),
     [
-        (PseudoTargets(kind="pseudo_targets"), 0, [0, 2, 5, 6]),
-        (PseudoTargets(kind="pseudo_targets"), 1, [1, 3, 5, 6]),
-        (PseudoTargets(kind="pseudo_targets"), 2, [0, 2, 5, 6]),
-        (PseudoTargets(kind="pseudo_targets", samples="all"), 3, [0, 1, 2, 3, 5, 6]),
-        (Gold(kind="gold"), 0, [0, 4, 5, 6]),
+        (["pseudo_targets"], 0, [0, 2, 5, 6]),
+        (["pseudo_targets"], 1, [1, 3, 5, 6]),
+        (["pseudo_targets"], 2, [0, 2, 5, 6]),
+        ([ALL_SAMPLES], 3, [0, 1, 2, 3, 5, 6]),
+        (["gold"], 0, [0, 4, 5, 6]),
+        (["gold", "pseudo_targets"], 1, [1, 3, 4, 5, 6]),
+        ([ALL_SAMPLES, "gold"], 1, [0, 1, 2, 3, 4, 5, 6]),
     ],
 )
 def test_which_target_is_taught(sequences, epoch, targets):
-    assert targets_of_epoch(ROWS, np.arange(4), sequences, 1, epoch).tolist() == targets  # type: ignore[arg-type]
+    union = Sequences.model_validate({"union": sequences})
+    of_epoch = targets_of_epoch(ROWS, np.arange(4), union, 1, epoch)  # type: ignore[arg-type]
+    assert of_epoch.numbers.tolist() == targets and not of_epoch.sampled.any()
 
 
-def test_mixtures_keep_their_share():
+def test_shares_of_rows_are_kept():
     count = 4000
     both = SimpleNamespace(first=np.arange(count + 1) * 2, gold=np.tile([False, True], count))
     taught = {}
-    for by in ("request", "ratio"):
-        mixture = Mixture(kind="mixture", gold=0.3, by=by)
-        found = [both.gold[targets_of_epoch(both, np.arange(count), mixture, 1, epoch)] for epoch in (0, 1)]  # type: ignore[arg-type]
+    for by in ("row", "ratio"):
+        shares = Sequences.model_validate({"shares": {"gold": 0.3, "pseudo_targets": 0.7}, "by": by})
+        found = [both.gold[targets_of_epoch(both, np.arange(count), shares, 1, epoch).numbers] for epoch in (0, 1)]  # type: ignore[arg-type]
         assert not np.array_equal(*found)
         taught[by] = [one.mean() for one in found]
     assert taught["ratio"] == [0.3, 0.3]
-    assert taught["request"] == pytest.approx([0.3, 0.3], abs=0.03) and taught["request"][0] != 0.3
+    assert taught["row"] == pytest.approx([0.3, 0.3], abs=0.03) and taught["row"][0] != 0.3
 
 
 def test_gold_is_a_further_target_of_the_same_input(tmp_path, shared_tokenizer, tiny_models, answered):
