@@ -36,6 +36,7 @@ from raykd.run.files import write_json
 from raykd.run.manifests import manifests
 from raykd.run.session import Session
 from raykd.stages.arms import gold_only, score_arms
+from raykd.stages.preflight import preflight
 from raykd.stages.rows import read_rows
 from raykd.stages.sweep import Report, SearchPlan, search_space, trial_fit, trials_at_once
 from raykd.stages.train import train_students
@@ -67,6 +68,7 @@ def run(recipe: Recipe, searched: Space, console: Console, method_page: Callable
     with ExitStack() as opened:
         opened.enter_context(console.quiet(folder / "driver.log"))
         teacher = opened.enter_context(Session(teacher_recipe, console, folder / "teacher"))
+        preflight(teacher)
         concurrent, threads = trials_at_once(teacher, searched.search.concurrent)
         own = {"cluster.student.threads": threads}  # the best recipe has it too: another number gives another student
         sweep = Sweep(

@@ -148,11 +148,13 @@ def _execute(options: argparse.Namespace, work: Callable[[ModuleType, Session], 
     recipe = _runnable(options)  # first: an installation that only checks recipes must say so, not fail to import
     from raykd.console import Console
     from raykd.run.session import Session
+    from raykd.stages.preflight import preflight
 
     page = method_page(recipe.method.kind)
     console = Console(options.verbose)
     session = Session(recipe, console)
     with console.quiet(session.path / "logs" / "driver.log"), session:
+        preflight(session)
         return session, work(page, session)
 
 

@@ -60,3 +60,62 @@ def first_line(error: BaseException) -> str:
         for failure in failures.values():
             inner = failure[0] if isinstance(failure, tuple) else failure
     return (str(inner).splitlines() or [type(inner).__name__])[0]
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error's message, where nested checks name the cause; a bare key gets its class's name."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = lines[-1] if lines else ""
+    return line if " " in line else f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
+LASTING = (  # errors of Python that the same call raises again
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ImportError,
+    NotImplementedError,
+    AssertionError,
+    NameError,
+    ArithmeticError,
+    RecursionError,
+)
+PASSING_WORDS = (
+    "nccl",
+    "gloo",
+    "cuda",
+    "connection",
+    "timed out",
+    "timeout",
+    "out of memory",
+    "process group",
+    "tcpstore",
+)
+# torch raises plain RuntimeErrors for shapes and types of tensors; of any other the cause is not known
+LASTING_WORDS = (
+    "shape",
+    "size",
+    "dtype",
+    "scalar type",
+    "dimension",
+    "must match",
+    "expected",
+    "state_dict",
+    "grad_fn",
+)
+
+
+def comes_again(error: BaseException) -> bool:
+    """Whether the same work would end with this error again, so that a retry only costs time.
+
+    False for lost workers, connections, disks and memory, and where the cause is not known.
+    """
+    if isinstance(error, EngineDead):
+        return False
+    if isinstance(error, (RaykdError, *LASTING)):
+        return True
+    if type(error) is not RuntimeError:  # its subclasses are of CUDA, of memory and of torch.distributed
+        return False
+    text = str(error).lower()
+    return not any(word in text for word in PASSING_WORDS) and any(word in text for word in LASTING_WORDS)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from raykd.cluster import resources
+from raykd.errors import RaykdError, TrainingError, comes_again, first_line, last_line
 from raykd.recipe.cluster import Cluster
 from raykd.recipe.training import RemoteOutputs
 from raykd.run import remote
@@ -55,8 +57,19 @@ class ActorScorer:
         return actor.top_k.remote({name: tensor.numpy() for name, tensor in tensors.items()})
 
     def wait(self, request: ray.ObjectRef) -> TopKArrays:
-        """The outputs of a request; waits for them."""
-        return ray.get(request)
+        """The outputs of a request; waits for them. Raises TrainingError for an error that would come again."""
+        try:
+            return ray.get(request)
+        except RayTaskError as error:
+            if not comes_again(error.cause):
+                raise
+            cause = error.cause
+            line = str(cause) if isinstance(cause, RaykdError) else f"{type(cause).__name__}: {first_line(cause)}"
+            raise TrainingError(f"training.teacher: {line}") from error
+        except ActorDiedError as error:  # one that died later is started again by Ray
+            if "creation task" not in str(error):
+                raise
+            raise TrainingError(f"training.teacher: it cannot be opened: {last_line(error)}") from error
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from ray import train as ray_train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from raykd.cluster import counters, score
-from raykd.errors import RaykdError, RunError, TrainingError
+from raykd.errors import RaykdError, RunError, TrainingError, comes_again, first_line
 from raykd.recipe.cluster import Cluster
 from raykd.run import remote
 from raykd.run.files import fingerprint, write_json
@@ -62,10 +62,15 @@ def _worker(config: dict) -> Any:
         if first:
             remote.send(spec.folder)
         return result
-    except RaykdError as error:  # not a lost worker: trying again would end the same way
+    except Exception as error:
+        if not comes_again(error):
+            raise  # a lost worker, or what may be one: Ray Train starts the workers again
+        line = (
+            str(error) if isinstance(error, RaykdError) else f"{spec.name}: {type(error).__name__}: {first_line(error)}"
+        )
         if ray_train.get_context().get_world_size() == 1:
-            return {"error": str(error)}
-        error_file.write_text(str(error))
+            return {"error": line}
+        error_file.write_text(line)
         remote.send(error_file)
         raise  # which ends the other workers, who may be waiting for this one
 

@@ -21,8 +21,7 @@ from typing import Any
 
 from raykd.engines.engine import EngineConfig, PseudoTarget, Rejected, text_only
 from raykd.errors import EngineError
-
-RESERVED = ("model", "prompt", "messages", "stream")  # fields of a request that sampling.options may not set
+from raykd.recipe.engine_options import ENDPOINT_RESERVED
 
 
 class EndpointEngine:
@@ -38,7 +37,7 @@ class EndpointEngine:
         spec: Any = config.engine
         self.config, self.spec, self.chat = config, spec, not config.special_tokens
         self.key = _key(spec.api_key_env) if spec.api_key_env else None
-        for name in RESERVED:
+        for name in ENDPOINT_RESERVED:
             if name in config.sampling.options:
                 raise EngineError(f"sampling.options: {name}: expected nothing, the engine sets it")
         self.prompt_tokens = self.output_tokens = 0

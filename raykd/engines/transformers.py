@@ -29,6 +29,7 @@ from raykd.losses.tokens import IGNORE
 from raykd.models.files import model_folder
 from raykd.models.load import load_model
 from raykd.models.tokenizers import encode_inputs, encode_targets, load_tokenizer
+from raykd.recipe.engine_options import RESERVED
 from raykd.recipe.generation import Sampling, TextPayload
 from raykd.recipe.models import Checkpoint
 from raykd.training import batches
@@ -36,15 +37,6 @@ from raykd.training import batches
 UNBOUNDED = 10**9  # T5 has no longest input
 CHUNK = 1024  # positions whose logits exist at the same time
 FIRST_BATCH = 4096  # tokens of the first batch where the recipe leaves the size open
-RESERVED = {  # options of GenerationConfig that would undo what this engine does
-    "do_sample": "set sampling.temperature",
-    "max_new_tokens": "set sampling.max_tokens",
-    "max_length": "set sampling.max_tokens",
-    "num_return_sequences": "set sampling.n",
-    "return_dict_in_generate": "the engine reads token ids alone",
-    "stop_strings": "the engine ends at end tokens alone",
-    "max_time": "the engine ends at end tokens alone",
-}
 
 
 class _Record(NamedTuple):

@@ -171,7 +171,9 @@ class VllmEngine:
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        arguments = {"model": str(self.folder), "seed": self.config.seed, "disable_log_stats": True, **self.arguments}
+        most = max(20, self._width() or 0)  # vLLM refuses every request for more than this; its default is 20
+        own = {"model": str(self.folder), "seed": self.config.seed, "disable_log_stats": True, "max_logprobs": most}
+        arguments = {**own, **self.arguments}
         try:
             return LLMEngine.from_engine_args(EngineArgs(**arguments), enable_multiprocessing=True)
         except TypeError as error:

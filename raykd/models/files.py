@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from pathlib import Path
 from typing import Any
 
-from raykd.errors import ModelError
+from raykd.errors import ModelError, first_line
 from raykd.models import pruning
 from raykd.recipe.models import FromConfig, Model, Pruned
 
@@ -49,7 +50,10 @@ def saved_configuration(path: str) -> Any:
     """The `transformers` configuration of a model's folder, or of a hub name. Raises ModelError."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(model_folder(path))
+    try:
+        return AutoConfig.from_pretrained(model_folder(path))
+    except (ValueError, KeyError, TypeError, OSError) as error:  # no JSON, a model type that transformers lacks
+        raise ModelError(f"{path}: its config.json cannot be used: {first_line(error)}") from None
 
 
 def head_sizes(folder: Path) -> tuple[int, int]:
@@ -75,18 +79,29 @@ def parameter_count(spec: Model) -> int:
         return sum(p.numel() for p in AutoModel.from_config(config).parameters())
 
 
-def is_encoder_decoder(spec: Model) -> bool:
-    """Whether a model has an encoder that reads its input, and a decoder."""
-    from transformers import AutoConfig
+def known_type(model_type: str) -> Any:
+    """The default configuration of a model type. Raises ModelError for a type that transformers does not have."""
+    from transformers import CONFIG_MAPPING
 
+    if model_type not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(model_type, list(CONFIG_MAPPING.keys()), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ModelError(f"model_type {model_type!r}: transformers knows no such model{hint}")
+    return CONFIG_MAPPING[model_type]()
+
+
+def is_encoder_decoder(spec: Model) -> bool:
+    """Whether a model has an encoder that reads its input, and a decoder. Raises ModelError."""
     if isinstance(spec, FromConfig):
-        return bool(AutoConfig.for_model(spec.model_type).is_encoder_decoder)
+        return bool(known_type(spec.model_type).is_encoder_decoder)
     return saved_configuration(spec.path).is_encoder_decoder
 
 
 def check_model(spec: Model) -> None:
-    """Raises ModelError where a pretrained model cannot be found, or lacks a layer that the recipe keeps."""
-    if isinstance(spec, Pruned):
+    """Raises ModelError for a model that cannot be found, lacks a layer to keep, or is of a type that is not known."""
+    if isinstance(spec, FromConfig):
+        known_type(spec.model_type)
+    elif isinstance(spec, Pruned):
         pruning.configuration(saved_configuration(spec.path), spec)
-    elif not isinstance(spec, FromConfig):
+    else:
         model_folder(spec.path)

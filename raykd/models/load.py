@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from raykd.errors import ModelError
+from raykd.errors import ModelError, last_line
 from raykd.models import pruning
-from raykd.models.files import model_folder, saved_configuration
+from raykd.models.files import known_type, model_folder, saved_configuration
 from raykd.models.tokenizers import load_tokenizer
 from raykd.recipe.models import FromConfig, Model, Pruned, Task
 
@@ -21,10 +21,7 @@ def model_configuration(spec: FromConfig, tokenizer: Any) -> Any:
     """The `transformers` configuration of a model with random weights. Raises ModelError for unknown settings."""
     from transformers import AutoConfig
 
-    try:
-        defaults = AutoConfig.for_model(spec.model_type).to_dict()
-    except ValueError:
-        raise ModelError(f"model_type {spec.model_type!r}: transformers knows no such model") from None
+    defaults = known_type(spec.model_type).to_dict()
     for name in spec.settings:
         if name not in defaults:  # transformers would keep it and ignore it
             near = difflib.get_close_matches(name, defaults, n=1)
@@ -33,14 +30,16 @@ def model_configuration(spec: FromConfig, tokenizer: Any) -> Any:
     ids["bos_token_id"] = tokenizer.bos_token_id
     if defaults.get("is_encoder_decoder"):
         ids["decoder_start_token_id"] = tokenizer.pad_token_id
-    return AutoConfig.for_model(spec.model_type, **{**ids, **spec.settings})
+    try:
+        return AutoConfig.for_model(spec.model_type, **{**ids, **spec.settings})
+    except Exception as error:  # each configuration checks itself in its own way
+        raise ModelError(f"settings of {spec.model_type}: {last_line(error)}") from None
 
 
-def load_model(spec: Model, tokenizer: Any, task: Task = "generation", labels: list[str] | None = None) -> Any:
-    """A model in float32 on the CPU, as wide as the tokenizer needs, with the head of its task.
+def configuration_with_head(spec: Model, tokenizer: Any, task: Task, labels: list[str] | None) -> tuple[Any, Any]:
+    """(configuration, family) of a model with the head of its task; the family is an `AutoModelFor...` class.
 
-    Random weights, such as those of a head that a checkpoint lacks, come from torch's seed. labels are the names of a
-    classification's classes, in order. Raises ModelError for what does not fit.
+    A pruned model's configuration is still that of the larger model. Raises ModelError for what does not fit.
     """
     import transformers
 
@@ -50,12 +49,22 @@ def load_model(spec: Model, tokenizer: Any, task: Task = "generation", labels: l
         "extractive_qa": "QuestionAnswering",
     }
     family: Any = getattr(transformers, f"AutoModelFor{head.get(task, 'SequenceClassification')}")
+    if type(config) not in family._model_mapping:
+        raise ModelError(f"transformers has no {config.model_type} model for the task {task}")
     if task != "generation":
-        if type(config) not in family._model_mapping:
-            raise ModelError(f"transformers has no {config.model_type} model for the task {task}")
         config.pad_token_id = tokenizer.pad_token_id
         if task != "extractive_qa":
             _name_classes(config, labels, "" if isinstance(spec, FromConfig) else spec.path)
+    return config, family
+
+
+def load_model(spec: Model, tokenizer: Any, task: Task = "generation", labels: list[str] | None = None) -> Any:
+    """A model in float32 on the CPU, as wide as the tokenizer needs, with the head of its task.
+
+    Random weights, such as those of a head that a checkpoint lacks, come from torch's seed. labels are the names of a
+    classification's classes, in order. Raises ModelError for what does not fit.
+    """
+    config, family = configuration_with_head(spec, tokenizer, task, labels)
     if isinstance(spec, FromConfig):
         model = family.from_config(config)
     else:

@@ -8,6 +8,19 @@ from pydantic import Field, model_validator
 
 from raykd.recipe.section import Section
 
+LEAST = 1e-4  # of a resource: Ray counts in ten-thousandths
+
+
+def require_resources(field: str, resources: dict[str, float]) -> None:
+    """Raise ValueError for amounts that Ray refuses: negative ones, too small ones, and several GPUs and a part."""
+    for name, amount in resources.items():
+        if not name.strip():
+            raise ValueError(f"{field}: expected the name of a resource, found {name!r}")
+        if amount < 0 or 0 < amount < LEAST:
+            raise ValueError(f"{field}.{name}: expected 0, or {LEAST:g} or more, found {amount:g}")
+        if name == "GPU" and amount > 1 and amount != int(amount):
+            raise ValueError(f"{field}.{name}: expected a share of one GPU, or whole ones, found {amount:g}")
+
 
 class Actors(Section):
     """The engines of a labelling pass. Each is in one actor, on one node."""
@@ -28,6 +41,7 @@ class Actors(Section):
 
     @model_validator(mode="after")
     def _bounds(self) -> Actors:
+        require_resources("resources", self.resources)
         least, most = self.bounds()
         if not 1 <= most or not 0 <= least <= most:
             raise ValueError(f"replicas: expected a number above 0, or [min, max], found {self.replicas}")
@@ -59,6 +73,7 @@ class Workers(Section):
 
     @model_validator(mode="after")
     def _bounds(self) -> Workers:
+        require_resources("resources", self.resources)
         least, most = self.bounds()
         if not 1 <= least <= most:
             raise ValueError(f"workers: expected a number above 0, or [min, max], found {self.workers}")
@@ -85,3 +100,8 @@ class Cluster(Section):
     wait_minutes: float = Field(
         default=10, gt=0, description="how long to wait for resources that the cluster does not have yet"
     )
+
+    @model_validator(mode="after")
+    def _amounts(self) -> Cluster:
+        require_resources("capacity", self.capacity or {})
+        return self

@@ -88,6 +88,7 @@ class Sampling(Section):
     @model_validator(mode="after")
     def _fields_serve(self) -> Sampling:
         beams = self.options.get("num_beams", 1)
+        beams = beams if isinstance(beams, int) else 1  # rules_early refuses what is no number
         if self.temperature == 0 and self.n > max(1, beams):
             raise ValueError(f"n is {self.n} at temperature 0: every sample would be the same; set temperature")
         if self.temperature == 0 and (self.top_p != 1 or self.top_k):

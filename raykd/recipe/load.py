@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import math
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 
 from raykd.errors import RecipeError
 from raykd.recipe.data import DatasetRows
+from raykd.recipe.messages import FIELD, VALUE, one_message, shortened
 from raykd.recipe.methods import Method
 from raykd.recipe.recipe import Recipe
 from raykd.recipe.renamed import renamed_names
@@ -33,7 +37,9 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise RecipeError(f"{where}: not YAML: {getattr(error, 'problem', error)}") from None
+        raise RecipeError(f"{where}: not YAML: {shortened(str(getattr(error, 'problem', error)), VALUE)}") from None
+    except (ValueError, OverflowError, RecursionError) as error:  # a date that does not exist, thousands of brackets
+        raise RecipeError(f"{path}: not YAML: {shortened(str(error), VALUE)}") from None
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
     for text in overrides or []:
@@ -47,13 +53,48 @@ def parse_recipe(tree: dict[str, Any], where: str) -> Recipe:
     Raises RecipeError, in one line that names `where` they are from, for names that recipes had before and for what
     does not fit.
     """
-    old_names = renamed_names(tree)
-    if old_names:
-        raise RecipeError(f"{where}: {'; '.join(old_names)}")
     try:
-        return Recipe.model_validate(tree)
+        lines = renamed_names(tree) or list(_unusable(tree))
+        if not lines:
+            return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError("; ".join(f"{where}: {_one_line(details)}" for details in error.errors())) from None
+        lines = [_one_line(details) for details in error.errors() if not _of_another_member(details)]
+    except RecursionError:
+        lines = ["sections are nested too deeply"]
+    raise RecipeError(one_message(where, lines))
+
+
+def _unusable(value: Any, at: str = "") -> Iterator[str]:
+    """A line for each key that is no text, and for each value that a recipe cannot hold, at any depth."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            name = f"{at}.{key}" if at else str(key)
+            if not isinstance(key, str) and at.rpartition(".")[2] != "logit_bias":
+                yield f"{shortened(name, FIELD)}: expected a name, found {shortened(repr(key), VALUE)}"
+            else:
+                yield from _unusable(part, name)
+    elif isinstance(value, list):
+        for number, part in enumerate(value):
+            yield from _unusable(part, f"{at}.{number}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield f"{shortened(at, FIELD)}: expected a finite number, found {value}"
+    elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+        yield f"{shortened(at, FIELD)}: expected a number of 64 bits"
+    elif isinstance(value, str) and (reason := _unusable_text(value)):
+        yield f"{shortened(at, FIELD)}: {reason}"
+    elif value is not None and not isinstance(value, str | int | float):
+        yield f"{shortened(at, FIELD)}: expected text, found {type(value).__name__} {shortened(str(value), VALUE)}"
+
+
+def _unusable_text(text: str) -> str:
+    """Why a text cannot be in a recipe; empty if it can."""
+    if "\0" in text:
+        return "a text holds no NUL"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"not UTF-8 at character {error.start + 1}"
+    return ""
 
 
 def changed_recipe(recipe: Recipe, changes: dict[str, Any], where: str) -> Recipe:
@@ -82,7 +123,7 @@ def resolve_paths(recipe: Recipe) -> Recipe:
                 old = getattr(value, name)
                 new = absolute(old)
                 local = name == "path" or (name == "name" and isinstance(value, DatasetRows))
-                if local and "://" not in old and Path(old).exists():
+                if local and "://" not in old and os.path.exists(old):  # False too for a name that is too long
                     new = str(Path(old).absolute())
                 if new is not old:
                     changes[name] = new
@@ -124,12 +165,13 @@ def flatten(value: Any, at: str = "") -> dict[str, Any]:
 
 def _override(tree: dict, text: str) -> None:
     name, equals, value = text.partition("=")
+    shown = shortened(repr(text), VALUE)
     if not equals or not re.fullmatch(r"\w+(\.\w+)*", name):
-        raise RecipeError(f"override {text!r}: expected section.field=value")
+        raise RecipeError(f"override {shown}: expected section.field=value")
     try:
         _set(tree, name, yaml.safe_load(value))
-    except yaml.YAMLError:
-        raise RecipeError(f"override {text!r}: the value is not YAML") from None
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
+        raise RecipeError(f"override {shown}: the value is not YAML") from None
 
 
 def _set(tree: dict, name: str, value: Any) -> None:
@@ -150,29 +192,57 @@ def _one_line(error: Any) -> str:
     for part in error["loc"]:
         if part == "[key]":  # the name before it is what is wrong
             continue
+        annotation = _without_none(annotation)
         container = _container(annotation)
         if container is not None:
             names.append(str(part))
             annotation = get_args(container)[-1]
             continue
         models = _models(annotation)
-        by_kind = [
+        by_kind = _tagged(annotation, part) or [
             m for m in models if "kind" in m.model_fields and part in get_args(m.model_fields["kind"].annotation)
         ]
+        by_kind = by_kind or [m for m in models if m.__name__ == part]
+        if part == "str" and len(get_args(annotation)) > 1:
+            continue
         if by_kind and not any(part in m.model_fields for m in models):
             annotation = by_kind[0]  # pydantic names the member of a union; a user does not
             continue
         names.append(str(part))
         fields = [m.model_fields[part].annotation for m in models if part in m.model_fields]
         if error["type"] == "extra_forbidden" and part == error["loc"][-1] and not fields:
-            return f"{'.'.join(names)}: unknown key; {_hint(str(part), models)}"
+            return f"{_field(names)}: unknown key; {_hint(str(part), models)}"
         annotation = fields[0] if fields else None
     message = error["msg"].removeprefix("Value error, ")
     if not names:
         return message
     value = error.get("input")
     shows_value = not isinstance(value, (dict, BaseModel)) and error["type"] != "missing"
-    return f"{'.'.join(names)}: {message}" + (f", found {value!r}" if shows_value else "")
+    return f"{_field(names)}: {message}" + (f", found {shortened(repr(value), VALUE)}" if shows_value else "")
+
+
+def _of_another_member(error: Any) -> bool:
+    """Whether an error only says that a section is no text, where either may stand."""
+    return error["type"] == "string_type" and error["loc"][-1] == "str" and isinstance(error["input"], dict)
+
+
+def _field(names: list[str]) -> str:
+    return shortened(".".join(names), FIELD)
+
+
+def _without_none(annotation: Any) -> Any:
+    """The type of a field that may be left out."""
+    others = [part for part in get_args(annotation) if part is not type(None)]
+    return others[0] if len(others) == 1 and len(get_args(annotation)) == 2 else annotation
+
+
+def _tagged(annotation: Any, tag: Any) -> list[type[BaseModel]]:
+    """The member of a union that has this tag."""
+    members = [member for union in get_args(annotation) for member in get_args(union)]
+    marks = ((member, getattr(member, "__metadata__", ())) for member in members)
+    return [
+        m for member, data in marks if any(isinstance(t, Tag) and t.tag == tag for t in data) for m in _models(member)
+    ]
 
 
 def _hint(key: str, models: list[type[BaseModel]]) -> str:

@@ -19,6 +19,7 @@ from raykd.recipe.named import check_one_named
 from raykd.recipe.pseudo_targets import PseudoTargetRules
 from raykd.recipe.roles import Student, Teacher
 from raykd.recipe.rules import RULES
+from raykd.recipe.rules_early import EARLY_RULES
 from raykd.recipe.section import Section
 from raykd.recipe.trackers import Tracker
 
@@ -26,10 +27,12 @@ from raykd.recipe.trackers import Tracker
 class Recipe(Section):
     """One run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the name of the run folder, in output")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="the name of the run folder, in output"
+    )
     description: str = ""
     output: str = Field(default="runs", description="the folder of run folders and stores, or its URL")
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     method: Method
     data: Data
     tokenizer: Tokenizer | None = Field(default=None, description="the tokenizer of models with random weights")
@@ -52,7 +55,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _follows_rules(self) -> Recipe:
-        for rule in RULES:
+        for rule in (*EARLY_RULES, *RULES):
             rule(self)
         return self
 

@@ -6,9 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A part of a recipe: frozen, and refusing keys that it does not know."""
+    """A part of a recipe: frozen, and refusing keys that it does not know, and numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     def is_default(self, field: str) -> bool:
         """Whether a field has its default value; it may have been set to it, as in a recipe that raykd wrote."""

@@ -9,9 +9,9 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, mod
 from raykd.recipe.losses import AnyLoss, CrossEntropy, default_kinds
 from raykd.recipe.metrics import Metrics, metric_kinds
 from raykd.recipe.models import Lora
+from raykd.recipe.schedules import require_schedule
 from raykd.recipe.section import Section
 
-WITHOUT_OPTIONS = ("constant", "constant_with_warmup")  # schedules to which transformers passes no options
 LOG_NAMES = ("loss", "dev_loss", "learning_rate", "gradient_norm", "epoch", "examples", "tokens", "seconds", "step")
 
 
@@ -261,8 +261,7 @@ class Training(Section):
         for name in ("dev_prediction_rows", "dev_prediction_tokens"):
             if not self.dev_metrics and not self.is_default(name):
                 raise ValueError(f"{name} does nothing without dev_metrics")
-        if self.schedule_options and self.schedule in WITHOUT_OPTIONS:
-            raise ValueError(f"schedule_options do nothing: the schedule is {self.schedule}")
+        require_schedule(self.schedule, self.schedule_options)
         if self.schedule == "constant" and self.warmup_ratio and not self.is_default("warmup_ratio"):
             raise ValueError("warmup_ratio does nothing: the schedule is constant")
         return self

@@ -122,13 +122,9 @@ def _plan(session: Session, request: LabellingRequest) -> _Plan:
     role = request.role
     endpoint = role.engine if isinstance(role.engine, EndpointEngine) else None
     folder = Path(request.model) if endpoint else model_folder(request.model)
-    sampling = {"sampling": role.sampling.model_dump(mode="json", exclude={"n"})}
     parts = {
         "model": f"{request.model} at {endpoint.url}" if endpoint else content_hash(folder),
-        "prompt": prompt_parts(role),
-        "engine": role.engine.kind,
-        **({"scored": True} if request.score else sampling),
-        **({"seed": session.recipe.seed} if role.sampling.temperature and not request.score else {}),
+        **decoding_parts(role, session.recipe.seed, request.score),
     }
     recorded = (
         RecordedPayload(request.payload, request.payload_reason)
@@ -136,6 +132,17 @@ def _plan(session: Session, request: LabellingRequest) -> _Plan:
         else recorded_payload(session, role, folder)
     )
     return _Plan(request, folder, parts, samples=1 if request.score else role.sampling.n, recorded=recorded)
+
+
+def decoding_parts(role: Teacher | Student, seed: int, score: bool = False) -> dict[str, Any]:
+    """What, beside the model, decides the pseudo-targets of a store, as JSON values. `score`: targets are scored."""
+    sampling = {"sampling": role.sampling.model_dump(mode="json", exclude={"n"})}
+    return {
+        "prompt": prompt_parts(role),
+        "engine": role.engine.kind,
+        **({"scored": True} if score else sampling),
+        **({"seed": seed} if role.sampling.temperature and not score else {}),
+    }
 
 
 def _digest(source: Path | list[Example], score: bool) -> str:

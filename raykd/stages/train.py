@@ -233,8 +233,8 @@ def _spec(session: Session, plan: _Plan, stage: Path) -> TrainingSpec:
         training=plan.training,
         rows=MarkedSource(source, plan.marks["rows"]),
         dev=MarkedSource(FileSource(str(stage / "dev.jsonl")), plan.marks["dev"]) if "dev" in plan.files else None,
-        student=_prompt_encoder(plan.role, plan.tokenizer, writes and is_encoder_decoder(plan.model)),
-        teacher=_prompt_encoder(recipe.teacher, plan.teacher, is_encoder_decoder(plan.model)) if plan.teacher else None,
+        student=prompt_encoder(plan.role, plan.tokenizer, writes and is_encoder_decoder(plan.model)),
+        teacher=prompt_encoder(recipe.teacher, plan.teacher, is_encoder_decoder(plan.model)) if plan.teacher else None,
         folder=str(stage),
         tokens=str(remote.folder(recipe.output) / "tokens"),
         seed=recipe.seed,
@@ -245,7 +245,8 @@ def _spec(session: Session, plan: _Plan, stage: Path) -> TrainingSpec:
     )
 
 
-def _prompt_encoder(role: Teacher | Student, tokenizer: str, encoder: bool) -> PromptEncoder:
+def prompt_encoder(role: Teacher | Student, tokenizer: str, encoder: bool) -> PromptEncoder:
+    """How a role reads its prompts; `encoder`: its model is an encoder-decoder that writes."""
     return PromptEncoder(
         tokenizer=tokenizer,
         prompt=role.prompt,

@@ -32,14 +32,29 @@ def open_store(folder: str | Path, parts: dict[str, Any], payload: Payload, path
         store.write_about(parts, payload)
         return store
     old = about.get("format") == 1
-    wrong = _differences(
-        format_1.about_as_format_2(about) if old else checked_format(store.path, about), parts, payload
-    )
+    wrong = _differences(_about_now(store, about), parts, payload)
     if wrong:
         raise StoreError(f"{store.path}: written with another {'; another '.join(wrong)}")
     if old:
         format_1.migrate(store, about)
     return store
+
+
+def require_parts(path: str | Path, parts: dict[str, Any]) -> None:
+    """Raise StoreError if the store at `path`, where there is one, was written with other values of these parts."""
+    store = Store(path)
+    about = store.read_json("store.json")
+    if about is None:
+        return
+    old_parts = _about_now(store, about)["parts"]
+    wrong = _different("", {name: old_parts.get(name) for name in parts}, json.loads(json.dumps(parts)))
+    if wrong:
+        raise StoreError(f"{store.path}: written with another {'; another '.join(wrong)}")
+
+
+def _about_now(store: Store, about: dict[str, Any]) -> dict[str, Any]:
+    """A store's store.json as this format has it. Raises StoreError for a format that is not known."""
+    return format_1.about_as_format_2(about) if about.get("format") == 1 else checked_format(store.path, about)
 
 
 def store_name(parts: dict[str, Any], payload: Payload) -> str:

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import broken
 import pytest
 from conftest import T5, pairs, write_rows
 
@@ -67,6 +68,18 @@ def test_an_error_of_one_worker_ends_them_all(tmp_path, shared_tokenizer, ray_se
     with pytest.raises(TrainingError, match=r"t: row r\d+: target of \d+ tokens, at most 1") as error:
         train.fit(broken, cluster, lambda step, note: None)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_of_python_in_a_loss_is_not_tried_again(tmp_path, shared_tokenizer, ray_session, workers):
+    broken.CALLS.unlink(missing_ok=True)
+    spec = job(tmp_path, shared_tokenizer, losses={"broken:loss": {}})
+    cluster = Cluster(student=Workers(workers=workers, resources={"CPU": 1}))
+    with pytest.raises(TrainingError) as error:
+        train.fit(spec, cluster, lambda step, note: None)
+    assert str(error.value) == "t: ValueError: no values today"
+    assert 1 <= len(broken.CALLS.read_text().splitlines()) <= workers  # not once more for each of the 3 retries
 
 
 def test_how_many_fit_at_once(ray_session):

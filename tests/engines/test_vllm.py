@@ -3,18 +3,21 @@
 import importlib.util
 import os
 import signal
+import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import word
 
 from raykd import reaper
+from raykd.engines import vllm as engines
 from raykd.engines.engine import EngineConfig, Rejected, open_engine
 from raykd.engines.vllm import MARK
 from raykd.errors import EngineDead, EngineError
-from raykd.recipe.generation import SampledPayload, Sampling, TopKPayload, TransformersEngine, VllmEngine
+from raykd.recipe.generation import SampledPayload, Sampling, TextPayload, TopKPayload, TransformersEngine, VllmEngine
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM has no build on this platform"),
@@ -54,6 +57,22 @@ def reference(config):
 
 def processes(engine) -> list[int]:
     return sorted(pid for pid, _ in reaper.marked(f"{MARK}={engine.mark}".encode()))
+
+
+@pytest.mark.parametrize(
+    ("payload", "most"),
+    [(TopKPayload(kind="top_k", k=64), 64), (TopKPayload(kind="top_k", k=4), 20), (TextPayload(kind="text"), 20)],
+)
+def test_the_engine_is_opened_for_the_log_probabilities_of_the_payload(config, monkeypatch, payload, most):
+    """vLLM refuses every request for more than max_logprobs."""
+    opened: dict = {}
+    double = SimpleNamespace(from_engine_args=lambda arguments, **_: opened.update(arguments))
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(EngineArgs=dict))
+    monkeypatch.setitem(sys.modules, "vllm.v1.engine.llm_engine", SimpleNamespace(LLMEngine=double))
+    engine = object.__new__(engines.VllmEngine)
+    engine.config, engine.folder, engine.arguments = replace(config, payload=payload), config.model, {"seed": 3}
+    engine._start()
+    assert (opened["max_logprobs"], opened["seed"]) == (most, 3)
 
 
 def test_answers_are_those_of_transformers(engine, reference):
