@@ -12,6 +12,7 @@ from raykd.recipe.cluster import Cluster
 from raykd.recipe.data import Data
 from raykd.recipe.methods import Method
 from raykd.recipe.models import Tokenizer
+from raykd.recipe.names import MetricName
 from raykd.recipe.pseudo_targets import PseudoTargetRules
 from raykd.recipe.roles import Student, Teacher
 from raykd.recipe.rules import RULES
@@ -26,6 +27,10 @@ class Recipe(Section):
     description: str = ""
     output: str = Field(default="runs", description="the folder of run folders and stores, or its URL")
     seed: int = 0
+    modules: str | None = Field(
+        default=None,
+        description="the folder of the recipe's own modules; default: the recipe's folder, if it names a module there",
+    )
     method: Method
     data: Data
     tokenizer: Tokenizer | None = Field(default=None, description="the tokenizer of models with random weights")
@@ -33,9 +38,9 @@ class Recipe(Section):
     student: Student
     pseudo_targets: PseudoTargetRules = PseudoTargetRules()
     arms: Arms = Arms()
-    metrics: list[str] = Field(
+    metrics: list[MetricName] = Field(
         default=[],
-        description="metrics that score every arm: names in raykd.metrics.METRICS, or module:function",
+        description="metrics that score every arm: names in METRICS of a file of raykd.metrics, or module:NAME",
     )
     cluster: Cluster = Cluster()
     trackers: list[Tracker] = Field(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from raykd.recipe.generation import Sampling, VllmEngine
 from raykd.recipe.losses import LOSSES, USERS_OWN
-from raykd.recipe.methods import Distill, Mckd
+from raykd.recipe.methods import Distill, Mckd, Own
 from raykd.recipe.roles import Student, Teacher
 from raykd.recipe.training import StoredOutputs, Training
 
@@ -176,12 +176,14 @@ def gold_is_there_where_it_is_needed(recipe: Recipe) -> None:
 def gold_has_a_use(recipe: Recipe) -> None:
     learned = recipe.student.training.sequences.kind != "pseudo_targets"
     mixed_in = isinstance(recipe.method, Mckd) and recipe.method.gold
-    if recipe.data.gold is not None and not (recipe.teacher.fine_tune or learned or mixed_in):
+    own = isinstance(recipe.method, Own)  # whose page may use any rows
+    if recipe.data.gold is not None and not (recipe.teacher.fine_tune or learned or mixed_in or own):
         raise ValueError("data.gold does nothing without teacher.fine_tune")
 
 
 def dev_has_a_use(recipe: Recipe) -> None:
-    if recipe.data.dev is not None and not (recipe.teacher.fine_tune or recipe.arms.gold_only):
+    own = isinstance(recipe.method, Own)
+    if recipe.data.dev is not None and not (recipe.teacher.fine_tune or recipe.arms.gold_only or own):
         raise ValueError("data.dev does nothing without teacher.fine_tune or arms.gold_only")
 
 

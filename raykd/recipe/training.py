@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from raykd.recipe.losses import LOSSES, USERS_OWN, Loss
 from raykd.recipe.models import Lora
+from raykd.recipe.names import MetricName
 from raykd.recipe.section import Section
 
 USERS_LOSS = re.compile(r"[\w.]+:\w+")
@@ -122,7 +123,7 @@ class Training(Section):
         default=200, gt=0, description="steps or epochs (evaluate_unit) between two evaluations and checkpoints"
     )
     evaluate_unit: Literal["steps", "epochs"] = "steps"
-    dev_metrics: list[str] = Field(
+    dev_metrics: list[MetricName] = Field(
         default=[], description="metrics of greedy predictions for the dev rows, named as in the recipe's metrics"
     )
     dev_prediction_rows: int = Field(

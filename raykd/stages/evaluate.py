@@ -7,11 +7,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from raykd import metrics
 from raykd.data.examples import Example
 from raykd.data.tasks.formats import TREES
 from raykd.models import card
+from raykd.recipe.names import code_of
 from raykd.recipe.roles import Student, Teacher
 from raykd.run import remote
 from raykd.run.files import fingerprint, write_text
@@ -63,7 +65,7 @@ def evaluate_arm(
             remote.send(Path(model) / card.CARD)
         return {"arm": arm, "rows": len(test), "metrics": scores, "model": model}, {"rows": len(test)}
 
-    inputs = {"predictions": fingerprint(sorted(by_input.items())), "metrics": session.recipe.metrics}
+    inputs = {"predictions": fingerprint(sorted(by_input.items())), **_metrics(session)}
     scores = session.stage(f"evaluate/{arm}", "evaluate", inputs, work, about)["metrics"]
     session.console.say(f"{arm}: " + ", ".join(f"{name} {score:.2f}" for name, score in scores.items()))
     return scores
@@ -112,8 +114,13 @@ def score_pseudo_targets(
         results = {"round": about.round or 0, "labeller": labeller, "rows": len(with_gold), "metrics": scores}
         return results, {"rows": len(with_gold)}
 
-    inputs = {"targets": fingerprint([[e.input, e.target] for e in with_gold]), "metrics": session.recipe.metrics}
+    inputs = {"targets": fingerprint([[e.input, e.target] for e in with_gold]), **_metrics(session)}
     session.stage(name, "quality", inputs, work, about)
+
+
+def _metrics(session: Session) -> dict[str, Any]:
+    """The recipe's metrics, as part of a stage's inputs."""
+    return {"metrics": session.recipe.metrics, **code_of(session.recipe, "metrics")}
 
 
 def _scores(session: Session, predictions: list[str], examples: list[Example]) -> dict[str, float]:

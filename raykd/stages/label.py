@@ -19,6 +19,7 @@ from raykd.models.files import content_hash, head_sizes, model_folder, parameter
 from raykd.recipe.cluster import Actors
 from raykd.recipe.generation import AutoPayload, EndpointEngine, Payload, Price, TextPayload
 from raykd.recipe.losses import LOSSES
+from raykd.recipe.names import code_digests
 from raykd.recipe.roles import Student, Teacher
 from raykd.recipe.training import StoredOutputs
 from raykd.run import remote
@@ -128,6 +129,7 @@ def _plan(session: Session, request: LabellingRequest) -> _Plan:
         "model": f"{request.model} at {endpoint.url}" if endpoint else content_hash(folder),
         "prompt": prompt_parts(role),
         "engine": role.engine.kind,
+        **code_digests(role.engine, session.recipe.modules),
         **({"scored": True} if request.score else sampling),
         **({"seed": session.recipe.seed} if role.sampling.temperature and not request.score else {}),
     }

@@ -16,6 +16,7 @@ from raykd.data.sources import FileSource, StoredSource
 from raykd.data.splits import Splits
 from raykd.models.files import content_hash, is_encoder_decoder, model_folder
 from raykd.recipe.models import EndpointModel, FromConfig, Model
+from raykd.recipe.names import code_digests
 from raykd.recipe.roles import Student, Teacher
 from raykd.recipe.training import Training
 from raykd.run import remote
@@ -196,6 +197,7 @@ def _train(session: Session, plan: _Plan, about: StageAbout) -> dict[str, Any]:
         "teacher": content_hash(model_folder(plan.teacher)) if plan.teacher else None,
         "seed": session.recipe.seed,
         **plan.marks,
+        **code_digests(plan.training, session.recipe.modules),
     }
 
     def work(stage: Path) -> tuple[dict, dict]:
