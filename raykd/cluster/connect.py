@@ -35,7 +35,8 @@ def ray_cluster(
     ends it; it shares `lock`, so that the lock is free only when no process of the run is left. `dashboard` starts it
     with Ray's dashboard, without which a stopped trial does not free the resources of its Ray Train workers. The
     processes of this connection can import `modules`, files and packages of one folder: on this machine from there, on
-    a cluster from copies; if Ray was connected before, as it was then. Usage statistics are off. Raises ClusterError if no cluster answers.
+    a cluster from copies; if Ray was connected before, as it was then. Usage statistics are off. Raises ClusterError if
+    no cluster answers.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():  # a trial's process, or a second run of this one
         _prepare(settings, verbose)

@@ -79,7 +79,8 @@ def require_names(recipe: Any, where: str = "") -> None:
     folder = recipe.modules
     problems = [require_modules(folder)] if folder else []
     if not any(problems):
-        problems = [name_problem(*field, folder) for field in named_fields(recipe)]
+        beside = folder or (str(Path(where).absolute().parent) if where else None)
+        problems = [name_problem(*field, beside) for field in named_fields(recipe)]
     wrong = [problem for problem in problems if problem]
     if wrong:
         raise RecipeError((f"{where}: " if where else "") + "; ".join(wrong[:2]))

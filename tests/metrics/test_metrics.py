@@ -128,9 +128,8 @@ def test_get_names_the_nearest_metric():
 def test_whether_less_is_better_stands_beside_the_metric(tmp_path, monkeypatch):
     assert lower_is_better("word_error_rate") and lower_is_better("test/phoneme_error_rate")
     assert lower_is_better("dev_loss") and not lower_is_better("bleu")
-    (tmp_path / "edits.py").write_text(
-        "LOWER_IS_BETTER = ('distance',)\ndef distance(p, r): ...\ndef overlap(p, r): ...\n"
-    )
+    code = "LOWER_IS_BETTER = ('distance',)\ndef distance(p, r): ...\ndef overlap(p, r): ...\n"
+    (tmp_path / "edits.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     assert lower_is_better("edits:distance") and not lower_is_better("edits:overlap")
     assert not lower_is_better("gone_module:word_error_rate")
