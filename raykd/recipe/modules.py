@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -58,7 +59,8 @@ def find_module(module: str, modules: str | None = None) -> Path | None:
     for folder in spec.submodule_search_locations or []:
         if file := _source(".".join(names), Path(folder)):
             return file
-    return None
+    loaded = getattr(sys.modules.get(module), "__file__", None)  # such as os.path, which is a module of another name
+    return Path(loaded) if loaded else None
 
 
 def top_level_names(file: Path) -> set[str] | None:
@@ -128,7 +130,8 @@ def shadowing(modules: str) -> Path | None:
 def _source(module: str, folder: Path) -> Path | None:
     """The Python source of a module below a folder."""
     path = folder.joinpath(*module.split("."))
-    return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
+    files = (path / "__init__.py", path.with_name(f"{path.name}.py"))
+    return next((file for file in files if os.path.isfile(file)), None)  # whatever the name, of any length
 
 
 def _closure(module: str, folder: Path) -> set[Path]:
