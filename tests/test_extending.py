@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
+from ray_head import finished, head
 
 PAGE = (ROOT / "docs/extending.md").read_text()
 FILES = dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", PAGE, flags=re.DOTALL))
@@ -95,3 +97,18 @@ def test_the_recipe_runs_and_a_changed_function_is_noticed(written):
     (written / "my_metric.py").write_text(FILES["my_metric.py"] + "# another version\n")
     changed = raykd_outside("run", str(written / "own.yaml"))
     assert changed.returncode == 1 and "was made from other inputs (code)" in changed.stderr, changed.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_a_submitted_job_brings_the_recipe_s_modules_along(written, tmp_path_factory):
+    """The recipe is not at the root of the job's folder, so that the folder's being on Python's path is not enough."""
+    job = tmp_path_factory.mktemp("job")
+    shutil.copytree(written, job / "recipes")
+    with head(tmp_path_factory.mktemp("head"), PYTHONPATH=str(ROOT)) as environment:
+        command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", "-m", "raykd", "run"]
+        done = finished(environment, *command, "recipes/own.yaml", cwd=job, timeout=400)
+        assert done.returncode == 0, done.stdout
+    recipe = yaml.safe_load((written / "runs/own/recipe.yaml").read_text())
+    assert recipe["modules"].endswith("/recipes") and not recipe["modules"].startswith(str(job))
+    assert "my_metric:wrong_words" in json.loads((written / "runs/own/report.json").read_text())["arms"]["shortest"]

@@ -20,6 +20,7 @@ from raykd.errors import RecipeError
 from raykd.recipe import modules
 
 SHOWN = 20  # known names that a message lists, at most
+LONGEST = 500  # characters of a message about two names
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,11 @@ def require_names(recipe: Any, where: str = "") -> None:
     problems = [require_modules(folder)] if folder else []
     if not any(problems):
         beside = folder or (str(Path(where).absolute().parent) if where else None)
-        problems = [name_problem(*field, beside) for field in named_fields(recipe)]
+        problems = [name_problem(field.path, field.kind, field.name, beside) for field in named_fields(recipe)]
     wrong = [problem for problem in problems if problem]
     if wrong:
-        raise RecipeError((f"{where}: " if where else "") + "; ".join(wrong[:2]))
+        two = "; ".join(wrong[:2])
+        raise RecipeError((f"{where}: " if where else "") + (two if len(two) < LONGEST else wrong[0]))
 
 
 def require_modules(folder: str) -> str | None:
