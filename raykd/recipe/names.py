@@ -106,7 +106,8 @@ def name_problem(path: str, kind: Kind, name: str, folder: str | None = None) ->
         return f"{path}: {_unknown(kind, name)}"
     if not modules.FUNCTION.fullmatch(name):
         return f"{path}: expected module:NAME, found {name!r:.100}"
-    return _missing(path, *name.split(":"), folder)
+    module, _, wanted = name.partition(":")
+    return _missing(path, module, wanted, folder)
 
 
 def load(kind: Kind, name: str, path: str) -> Any:
