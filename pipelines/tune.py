@@ -28,6 +28,7 @@ from raykd.console import Console
 from raykd.errors import RaykdError, RecipeError, RunError
 from raykd.recipe import space
 from raykd.recipe.load import changed_recipe, load_recipe, parse_recipe, recipe_differences, resolve_paths
+from raykd.recipe.methods import Method
 from raykd.recipe.recipe import Recipe
 from raykd.recipe.space import Objective, Point, Space
 from raykd.report.gather import log_lines
@@ -44,16 +45,18 @@ from raykd.stages.train import train_students
 
 @dataclass(frozen=True)
 class Sweep:
-    """What every trial must know. `method_page` returns the page of a method's kind."""
+    """What every trial must know. `method_page` returns the page of a method."""
 
     folder: Path
     recipe: Recipe
     space: Space
     goals: list[Objective]
-    method_page: Callable[[str], ModuleType]
+    method_page: Callable[[Method], ModuleType]
 
 
-def run(recipe: Recipe, searched: Space, console: Console, method_page: Callable[[str], ModuleType]) -> dict[str, Any]:
+def run(
+    recipe: Recipe, searched: Space, console: Console, method_page: Callable[[Method], ModuleType]
+) -> dict[str, Any]:
     """Teacher, control arm, trials; returns what `write_sweep_report` returns. A sweep goes on where it was stopped.
 
     Raises RecipeError, before anything starts, for a space that does not fit the recipe.
@@ -79,7 +82,7 @@ def run(recipe: Recipe, searched: Space, console: Console, method_page: Callable
             method_page=method_page,
         )
         teacher = teacher.with_recipe(changed_recipe(teacher.recipe, own, ""))
-        method_page(teacher.recipe.method.kind).teacher(teacher, read_rows(teacher))  # a space may choose the method
+        method_page(teacher.recipe.method).teacher(teacher, read_rows(teacher))  # a space may choose the method
         if recipe.arms.gold_only:
             _train_control(opened.enter_context(Session(sweep.recipe, console, folder / "control", teacher.path)))
         else:
@@ -124,7 +127,7 @@ def trial(sweep: Sweep, name: str, point: Point, report: Report, checkpoint: Pat
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "trial.log", "a", buffering=1, encoding="utf-8") as console.out:
         try:
-            page = sweep.method_page(recipe.method.kind)
+            page = sweep.method_page(recipe.method)
             fit = trial_fit(page.STUDENT, report, checkpoint)
             path = _run_folder(folder, recipe)
             with Session(recipe, console, path, sweep.folder / "teacher", fit) as session:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from raykd.errors import RaykdError, RecipeError
 
 if TYPE_CHECKING:
+    from raykd.recipe.methods import Method
     from raykd.recipe.recipe import Recipe
     from raykd.run.session import Session
     from raykd.store.store import Store
@@ -26,9 +27,18 @@ if TYPE_CHECKING:
 METHODS = {"distill": "pipelines.distill", "mckd": "pipelines.mckd"}
 
 
-def method_page(kind: str) -> ModuleType:
-    """The page of a method: a module with `run`, `labels`, `teacher`, and STUDENT and ARM, its student's."""
-    return importlib.import_module(METHODS[kind])
+def method_page(method: Method) -> ModuleType:
+    """The page of a method: a module with `run`, `labels`, `teacher`, and STUDENT and ARM, its student's.
+
+    Raises RecipeError where a page of the user's cannot be imported.
+    """
+    if method.kind != "own":
+        return importlib.import_module(METHODS[method.kind])
+    try:
+        return importlib.import_module(method.page)
+    except Exception as error:  # whatever the page's code raises
+        first = (str(error).splitlines() or [""])[0]
+        raise RecipeError(f"method.page: {method.page}: {type(error).__name__}: {first:.400}") from None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -95,9 +105,16 @@ def _add_verbose(parser: argparse.ArgumentParser) -> None:
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
+    """The recipe, whose names are all there, and whose own modules this process can import."""
     from raykd.recipe.load import load_recipe
+    from raykd.recipe.modules import put_on_path
+    from raykd.recipe.names import require_names
 
-    return load_recipe(_file(options.recipe, "pipelines", "recipes", ".yaml"), options.overrides)
+    file = _file(options.recipe, "pipelines", "recipes", ".yaml")
+    recipe = load_recipe(file, options.overrides)
+    require_names(recipe, str(file))
+    put_on_path(recipe.modules)
+    return recipe
 
 
 def _file(name: str, package: str, folder: str, ending: str) -> Path:
@@ -150,7 +167,7 @@ def _execute(options: argparse.Namespace, work: Callable[[ModuleType, Session], 
     from raykd.run.session import Session
     from raykd.stages.preflight import preflight
 
-    page = method_page(recipe.method.kind)
+    page = method_page(recipe.method)
     console = Console(options.verbose)
     session = Session(recipe, console)
     with console.quiet(session.path / "logs" / "driver.log"), session:

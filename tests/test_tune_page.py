@@ -35,8 +35,8 @@ def test_the_teacher_labels_by_the_method_that_the_space_chooses(tmp_path, monke
     monkeypatch.setattr(tune, "write_sweep_report", lambda folder: {})
     pages = []
 
-    def method_page(kind):
-        return SimpleNamespace(teacher=lambda session, splits: pages.append((kind, session.recipe.method.kind)))
+    def method_page(method):
+        return SimpleNamespace(teacher=lambda session, splits: pages.append((method.kind, session.recipe.method.kind)))
 
     space = Space(
         name="s",

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -21,15 +21,22 @@ OBJECT_STORE = 300 * 1024**2  # bytes, of a local Ray
 
 @contextmanager
 def ray_cluster(
-    settings: Cluster, logs: Path, verbose: bool, lock: IO | None = None, dashboard: bool = False
+    settings: Cluster,
+    logs: Path,
+    verbose: bool,
+    lock: IO | None = None,
+    dashboard: bool = False,
+    modules: Sequence[Path] = (),
 ) -> Iterator[str]:
     """Connect to Ray while the block runs; yields a line for the user, empty if Ray was connected before.
 
     RAY_ADDRESS or a Ray job says which cluster to join, else Ray is started on this machine. A Ray started here listens
     on loopback only, writes its output to `logs`, and ends with the block. If this process is killed, a reaper process
     ends it; it shares `lock`, so that the lock is free only when no process of the run is left. `dashboard` starts it
-    with Ray's dashboard, without which a stopped trial does not free the resources of its Ray Train workers. Usage
-    statistics are off. Raises ClusterError if no cluster answers.
+    with Ray's dashboard, without which a stopped trial does not free the resources of its Ray Train workers. The
+    processes of this connection can import `modules`, files and packages of one folder: on this machine from there, on
+    a cluster from copies; if Ray was connected before, as it was then. Usage statistics are off. Raises ClusterError if
+    no cluster answers.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():  # a trial's process, or a second run of this one
         _prepare(settings, verbose)
@@ -39,19 +46,44 @@ def ray_cluster(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # report() waits for this poll
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(settings.wait_minutes * 60)
     if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
-        with _joined(settings, verbose) as line:
+        with _joined(settings, verbose, modules) as line:
             yield line
     else:
-        with _local(settings, logs, verbose, lock, dashboard) as line:
+        with _on_path(modules), _local(settings, logs, verbose, lock, dashboard) as line:
             yield line
 
 
 @contextmanager
-def _joined(settings: Cluster, verbose: bool) -> Iterator[str]:
+def _on_path(modules: Sequence[Path]) -> Iterator[None]:
+    """A block that starts processes which can import these modules."""
+    before = os.environ.get("PYTHONPATH")
+    folders = dict.fromkeys(str(module.parent) for module in modules)
+    if folders:
+        os.environ["PYTHONPATH"] = os.pathsep.join([*([before] if before else []), *folders])
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("PYTHONPATH", None)
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+@contextmanager
+def _joined(settings: Cluster, verbose: bool, modules: Sequence[Path]) -> Iterator[str]:
     import ray
 
+    level = logging.INFO if verbose else logging.ERROR
+    copies = {"py_modules": [str(module) for module in modules]} if modules else None
     try:
-        ray.init(address="auto", log_to_driver=verbose, logging_level=logging.INFO if verbose else logging.ERROR)
+        ray.init(address="auto", runtime_env=copies, log_to_driver=verbose, logging_level=level)
+    except ValueError as error:
+        if not copies or "merge" not in str(error):
+            raise
+        raise ClusterError(
+            f"the job's runtime environment has py_modules of its own: put what they are beside {modules[0].name}, "
+            "whose copies raykd gives to every node"
+        ) from None
     except ConnectionError as error:
         address = os.environ.get("RAY_ADDRESS", "auto")
         raise ClusterError(f"RAY_ADDRESS={address}: no Ray cluster answers: {str(error).splitlines()[0]}") from None

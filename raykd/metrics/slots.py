@@ -52,3 +52,11 @@ def _count_chunks(predictions: list[str], references: list[list[str]]) -> Counts
     if expected == 0:
         raise DataError("no reference has a slot")
     return Counts(predicted, expected, common)
+
+
+METRICS = {
+    "chunk_f1": chunk_f1,
+    "chunk_precision": chunk_precision,
+    "chunk_recall": chunk_recall,
+    "intent_accuracy": intent_accuracy,
+}

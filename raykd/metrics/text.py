@@ -82,3 +82,13 @@ def edit_distance(left: list[str], right: list[str]) -> int:
             now.append(min(before[j] + 1, now[j - 1] + 1, before[j - 1] + (a != b)))
         before = now
     return before[-1]
+
+
+METRICS = {
+    "phoneme_error_rate": phoneme_error_rate,
+    "word_error_rate": word_error_rate,
+    "exact_match": exact_match,
+    "bleu": bleu,
+    "chrf": chrf,
+}
+LOWER_IS_BETTER = ("phoneme_error_rate", "word_error_rate")

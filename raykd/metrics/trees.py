@@ -270,3 +270,12 @@ def _labelled(brackets: list[Bracket], is_word: list[bool]) -> Counter[Bracket]:
     """How often there is each bracket, without roots and punctuation, its label as in COLLINS.prm."""
     in_place = _without([bracket for bracket in brackets if bracket.label not in ROOTS], is_word)
     return Counter(bracket._replace(label=EQUAL.get(bracket.label, bracket.label)) for bracket in in_place)
+
+
+METRICS = {
+    "bracket_f1": bracket_f1,
+    "labelled_bracket_f1": labelled_bracket_f1,
+    "labelled_bracket_precision": labelled_bracket_precision,
+    "labelled_bracket_recall": labelled_bracket_recall,
+    "release_bracket_f1": release_bracket_f1,
+}

@@ -25,11 +25,16 @@ def widths_of(folder: str, wanted: Iterable[Hidden]) -> dict[Hidden, int]:
     return _widths(folder, AutoConfig.from_pretrained(folder), wanted)
 
 
-def _widths(name: str, config: Any, wanted: Iterable[Hidden]) -> dict[Hidden, int]:
+def require_layer(config: Any, layer: int, name: str) -> None:
+    """Raises ModelError for a layer that a model of this configuration does not have; `name` is the model's."""
     count = config.num_hidden_layers
+    if not -count - 1 <= layer <= count:
+        raise ModelError(f"{name} has hidden states 0 to {count}, or {-count - 1} to -1; found {layer}")
+
+
+def _widths(name: str, config: Any, wanted: Iterable[Hidden]) -> dict[Hidden, int]:
     for hidden in wanted:
-        if not -count - 1 <= hidden.layer <= count:
-            raise ModelError(f"{name} has hidden states 0 to {count}, or {-count - 1} to -1; found {hidden.layer}")
+        require_layer(config, hidden.layer, name)
     return {hidden: config.hidden_size for hidden in wanted}
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from raykd.recipe.named import check_one_named
+from raykd.recipe.names import FunctionName
 from raykd.recipe.section import Section
 
 
@@ -43,7 +44,7 @@ class FunctionRows(Section):
     """Rows that `module:function(**arguments)` yields: dicts with `input` and perhaps `target`, `references`, `id`."""
 
     kind: Literal["function"]
-    function: str = Field(pattern=r"^[\w.]+:\w+$")
+    function: FunctionName
     arguments: dict[str, Any] = {}
     limit: int | None = Field(default=None, ge=1, description="use only this many rows, the first ones")
 

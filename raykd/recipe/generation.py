@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from raykd.recipe.names import FunctionName
 from raykd.recipe.section import Section
 
 
@@ -32,7 +33,7 @@ class ScriptedEngine(Section):
     """A double for tests, which writes `module:function(prompt, sample) -> text` for each prompt."""
 
     kind: Literal["scripted"]
-    function: str = Field(default="raykd.engines.scripted:echo", pattern=r"^[\w.]+:\w+$")
+    function: FunctionName = "raykd.engines.scripted:echo"
 
 
 class Price(Section):

@@ -17,6 +17,7 @@ from raykd.errors import RecipeError
 from raykd.recipe.data import DatasetRows
 from raykd.recipe.messages import FIELD, VALUE, one_message, shortened
 from raykd.recipe.methods import Method
+from raykd.recipe.modules import names_a_module_of
 from raykd.recipe.recipe import Recipe
 from raykd.recipe.renamed import renamed_names
 
@@ -24,7 +25,8 @@ from raykd.recipe.renamed import renamed_names
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """The recipe in a YAML file, changed by overrides, each `section.field=value`. Relative paths stay as they are.
 
-    Raises RecipeError, in one line that names the file, for a missing file, broken YAML, an unknown key, a name that
+    If it names a module in its own folder, and says no folder of modules, that is its `modules`. Raises RecipeError, in
+    one line that names the file, for a missing file, broken YAML, an unknown key, a name that
     recipes had before, or a value that does not fit.
     """
     path = Path(path)
@@ -44,6 +46,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
     for text in overrides or []:
         _override(tree, text)
+    if tree.get("modules") is None and names_a_module_of(tree, path.absolute().parent):
+        tree["modules"] = str(path.absolute().parent)
     return parse_recipe(tree, str(path))
 
 
@@ -122,8 +126,9 @@ def resolve_paths(recipe: Recipe) -> Recipe:
             for name in type(value).model_fields:
                 old = getattr(value, name)
                 new = absolute(old)
-                local = name == "path" or (name == "name" and isinstance(value, DatasetRows))
-                if local and "://" not in old and os.path.exists(old):  # False too for a name that is too long
+                local = name in ("path", "modules") or (name == "name" and isinstance(value, DatasetRows))
+                # os.path.exists is False too for a name that is too long
+                if local and old is not None and "://" not in old and os.path.exists(old):
                     new = str(Path(old).absolute())
                 if new is not old:
                     changes[name] = new
@@ -148,7 +153,7 @@ def method_settings(method: Method) -> list[str]:
 
 def recipe_differences(old: Recipe, new: Recipe) -> list[str]:
     """Fields with different values, as `field: old -> new`, without those that do not change what a run computes."""
-    skip: Any = {"cluster": True, "description": True, "trackers": True}
+    skip: Any = {"cluster": True, "description": True, "modules": True, "trackers": True}
     skip |= {"student": {"push_to_hub"}, "data": {"max_bad_rows"}}
     left = flatten(old.model_dump(mode="json", exclude=skip))
     right = flatten(new.model_dump(mode="json", exclude=skip))

@@ -6,14 +6,14 @@ A section says which code computes the loss. A loss of raykd's own is a file in 
 from __future__ import annotations
 
 import difflib
-import re
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from raykd.recipe.modules import FUNCTION
+from raykd.recipe.names import FunctionName
 from raykd.recipe.section import Section
 
-USERS_OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # a loss of a user's own, module:NAME
 COMMON = ("kind", "weight", "temperature", "squared")  # fields that are no arguments of a loss's code
 SQUARED = "multiply by the temperature squared"
 LAYER = "as transformers numbers hidden states: 0 is the embeddings, -1 the last"
@@ -246,7 +246,7 @@ class CrossCorrelation(FeatureLoss):
 class OwnLoss(LogitsLoss):
     """A loss of a user's own, module:NAME: a function, a TokenLoss or a FeatureLoss; see docs/extending.md."""
 
-    kind: str = Field(pattern=USERS_OWN.pattern)
+    kind: FunctionName
     teacher_outputs: bool = Field(
         default=True, description="whether it compares with the teacher's outputs; false: with the targets alone"
     )
@@ -300,7 +300,7 @@ def default_kinds(losses: Any) -> Any:
 
 
 def _require_kind(name: str, kind: Any) -> None:
-    if isinstance(kind, str) and (kind in LOSSES or USERS_OWN.fullmatch(kind)):
+    if isinstance(kind, str) and (kind in LOSSES or FUNCTION.fullmatch(kind)):
         return
     near = difflib.get_close_matches(str(kind), LOSSES, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else "see docs/losses.md; one of your own is module:NAME"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from raykd.recipe.names import MetricName, PageName
 from raykd.recipe.section import Section
 
 
@@ -22,7 +23,9 @@ class Distill(Section):
 class ConsistencyFilter(Section):
     """Filter new pseudo-targets by their agreement with those of the previous round, which serve as references."""
 
-    metric: str = Field(description="a name in raykd.metrics.METRICS, or module:function; higher must be better")
+    metric: MetricName = Field(
+        description="a name in METRICS of a file of raykd.metrics, or module:NAME; higher must be better"
+    )
     at_least: float | None = Field(default=None, description="pseudo-targets with a lower score are dropped")
 
 
@@ -81,4 +84,12 @@ class Mckd(Section):
         return self
 
 
-Method = Annotated[Distill | Mckd, Field(discriminator="kind")]
+class Own(Section):
+    """A method of the user's: a page beside the recipe, or one in pipelines/ (docs/extending.md)."""
+
+    kind: Literal["own"]
+    page: PageName = Field(description="the module of its page")
+    settings: dict[str, Any] = Field(default={}, description="what the page reads as session.recipe.method.settings")
+
+
+Method = Annotated[Distill | Mckd | Own, Field(discriminator="kind")]

@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from raykd.recipe.names import MetricName
 from raykd.recipe.section import Section
 
 
 class Metric(Section):
     """A metric that scores predictions."""
 
-    kind: str = Field(min_length=1, description="a name in raykd.metrics.METRICS, or module:function")
+    kind: MetricName = Field(min_length=1, description="a name in METRICS of a file of raykd.metrics, or module:NAME")
 
 
 def _check_sections(value: Any) -> Any:

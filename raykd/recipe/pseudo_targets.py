@@ -6,15 +6,16 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from raykd.recipe.names import FormatName
 from raykd.recipe.section import Section
 
 
 class PseudoTargetRules(Section):
     """The format of pseudo-targets, and how those that a student learns are selected."""
 
-    format: str = Field(
+    format: FormatName = Field(
         default="text",
-        description="a name in raykd.data.tasks.formats.FORMATS, labels (student.labels), or module:name",
+        description="a name in FORMATS of a file of raykd.data.tasks, labels (student.labels), or module:NAME",
     )
     invalid: Literal["keep", "drop", "repair"] = Field(
         default="keep",

@@ -20,6 +20,7 @@ from raykd.recipe.pseudo_targets import PseudoTargetRules
 from raykd.recipe.roles import Student, Teacher
 from raykd.recipe.rules import RULES
 from raykd.recipe.rules_early import EARLY_RULES
+from raykd.recipe.rules_training import TRAINING_RULES
 from raykd.recipe.section import Section
 from raykd.recipe.trackers import Tracker
 
@@ -33,6 +34,10 @@ class Recipe(Section):
     description: str = ""
     output: str = Field(default="runs", description="the folder of run folders and stores, or its URL")
     seed: int = Field(default=0, ge=0, lt=2**32)
+    modules: str | None = Field(
+        default=None,
+        description="the folder of the recipe's own modules; default: the recipe's folder, if it names a module there",
+    )
     method: Method
     data: Data
     tokenizer: Tokenizer | None = Field(default=None, description="the tokenizer of models with random weights")
@@ -55,7 +60,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _follows_rules(self) -> Recipe:
-        for rule in (*EARLY_RULES, *RULES):
+        for rule in (*EARLY_RULES, *TRAINING_RULES, *RULES):
             rule(self)
         return self
 

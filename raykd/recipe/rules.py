@@ -7,53 +7,22 @@ holds every default.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from raykd.recipe.generation import Sampling, VllmEngine
-from raykd.recipe.losses import SoftCrossEntropy
-from raykd.recipe.methods import Distill, Mckd
-from raykd.recipe.roles import Student, Teacher
-from raykd.recipe.training import OutputsByOrigin, StoredOutputs, Training
+from raykd.recipe.methods import Distill, Mckd, Own
+from raykd.recipe.places import learns_from_store, roles, samplings, teacher_field
 
 if TYPE_CHECKING:
     from raykd.recipe.recipe import Recipe
-
-
-def _teacher(recipe: Recipe) -> str:
-    """Where the teacher stands in the recipe."""
-    return f"teachers.{recipe.teacher_name}"
-
-
-def _roles(recipe: Recipe) -> list[tuple[str, Teacher | Student]]:
-    return [(_teacher(recipe), recipe.teacher), ("student", recipe.student)]
-
-
-def _samplings(role: Teacher | Student) -> list[tuple[str, Sampling]]:
-    """Where each sampling stands in a role's section, and the sampling."""
-    if isinstance(role, Student):
-        return [("sampling", role.sampling)]
-    answering = [("answering", role.answering)] if role.answering else []
-    return [(f"passes.{role.pass_name}", role.sampling), *answering]
-
-
-def _trainings(recipe: Recipe) -> Iterator[tuple[str, Teacher | Student, Training]]:
-    """Where a training stands in the recipe, whose it is, and the training."""
-    if recipe.teacher.fine_tune:
-        yield f"{_teacher(recipe)}.fine_tune", recipe.teacher, recipe.teacher.fine_tune
-    yield "student.training", recipe.student, recipe.student.training
-
-
-def _learns_from_store(recipe: Recipe) -> bool:
-    """Whether the student's losses compare it with what the store holds of the teacher."""
-    return recipe.student.training.reads_store()
 
 
 # ----------------------------------------------------------------------------------------------------- teacher, student
 
 
 def only_a_classification_has_labels(recipe: Recipe) -> None:
-    for name, role in _roles(recipe):
+    for name, role in roles(recipe):
         if role.task != "classification":
             if role.labels is not None:
                 raise ValueError(f"{name}: labels do nothing: the task is {role.task}")
@@ -66,74 +35,46 @@ def only_a_classification_has_labels(recipe: Recipe) -> None:
 def labels_are_the_same(recipe: Recipe) -> None:
     labels = recipe.teacher.labels, recipe.student.labels
     if all(labels) and labels[0] != labels[1]:
-        raise ValueError(f"{_teacher(recipe)}.labels {labels[0]} and student.labels {labels[1]} must be the same")
+        raise ValueError(f"{teacher_field(recipe)}.labels {labels[0]} and student.labels {labels[1]} must be the same")
 
 
 def a_task_head_writes_no_text(recipe: Recipe) -> None:
-    for name, role in _roles(recipe):
+    for name, role in roles(recipe):
         if role.task == "generation":
             continue
         if role.engine.kind == "vllm":
             raise ValueError(
                 f"{name}: engine: expected kind transformers for a model whose task is {role.task}, found vllm"
             )
-        for field, sampling in _samplings(role):
+        for field, sampling in samplings(role):
             if sampling != Sampling():
                 raise ValueError(f"{name}: {field} does nothing: a model whose task is {role.task} answers once")
-
-
-def losses_are_of_the_task(recipe: Recipe) -> None:
-    for name, role, training in _trainings(recipe):
-        place = name.rpartition(".")[0]
-        for loss_name, loss in training.losses.items():
-            if loss.features and role.task == "generation":
-                raise ValueError(f"{place}: losses.{loss_name} compares hidden states of encoders, found a generation")
-            if not loss.features and loss.regression != (role.task == "regression"):
-                expected = "mse and teacher_mse" if role.task == "regression" else "those on logits"
-                raise ValueError(f"{place}: losses of a {role.task} are {expected}, found {loss_name}")
-        if all(loss.features for loss in training.losses.values()):
-            raise ValueError(f"{place}: losses on hidden states alone train no head: give one on targets or logits too")
-
-
-def losses_count_for_something(recipe: Recipe) -> None:
-    for name, _, training in _trainings(recipe):
-        if not any(loss.weight for loss in training.losses.values()):
-            raise ValueError(f"{name}.losses: every weight is 0, so nothing would be learnt")
-
-
-def a_task_head_is_taught_in_process(recipe: Recipe) -> None:
-    for name, role, training in _trainings(recipe):
-        kind = training.outputs_for(sampled=False).kind
-        if role.task != "generation" and training.needs_teacher() and kind != "in_process":
-            raise ValueError(
-                f"{name}.teacher: expected kind in_process for a {role.task}, found {kind}"
-            )
 
 
 def a_teacher_has_the_students_task(recipe: Recipe) -> None:
     if recipe.student.training.needs_teacher() and recipe.student.task != recipe.teacher.task:
         expected = f"expected {recipe.student.task}, the student's, found {recipe.teacher.task}"
-        raise ValueError(f"{_teacher(recipe)}.task: {expected}")
+        raise ValueError(f"{teacher_field(recipe)}.task: {expected}")
 
 
 def an_endpoint_model_is_behind_an_endpoint(recipe: Recipe) -> None:
     model, engine = recipe.teacher.model.kind, recipe.teacher.engine.kind
     if (model == "endpoint") != (engine == "endpoint"):
         raise ValueError(
-            f"{_teacher(recipe)}: model of kind endpoint and engine of kind endpoint go together, "
+            f"{teacher_field(recipe)}: model of kind endpoint and engine of kind endpoint go together, "
             f"found {model} and {engine}"
         )
 
 
 def an_endpoint_model_is_not_fine_tuned(recipe: Recipe) -> None:
     if recipe.teacher.model.kind == "endpoint" and recipe.teacher.fine_tune:
-        raise ValueError(f"{_teacher(recipe)}: fine_tune: a model behind an endpoint cannot be trained here")
+        raise ValueError(f"{teacher_field(recipe)}: fine_tune: a model behind an endpoint cannot be trained here")
 
 
 def an_endpoint_gives_texts(recipe: Recipe) -> None:
     payload = recipe.teacher.payload.kind
     if recipe.teacher.engine.kind == "endpoint" and payload not in ("auto", "text"):
-        raise ValueError(f"{_teacher(recipe)}: payload: an endpoint gives texts, found {payload}")
+        raise ValueError(f"{teacher_field(recipe)}: payload: an endpoint gives texts, found {payload}")
 
 
 def no_loss_reads_an_endpoint(recipe: Recipe) -> None:
@@ -147,8 +88,8 @@ def a_student_is_behind_no_endpoint(recipe: Recipe) -> None:
 
 
 def samples_are_seeded_by_vllm(recipe: Recipe) -> None:
-    for name, role in _roles(recipe):
-        for field, sampling in _samplings(role):
+    for name, role in roles(recipe):
+        for field, sampling in samplings(role):
             if sampling.seeded and role.engine.kind == "transformers":
                 raise ValueError(f"{name}.{field}.seeded: only vllm seeds each sample, the engine is transformers")
 
@@ -173,16 +114,16 @@ def an_untrained_teacher_is_fine_tuned(recipe: Recipe) -> None:
     if recipe.teacher.fine_tune:
         return
     if recipe.teacher.model.kind == "config":
-        raise ValueError(f"a teacher of kind config has random weights: it needs {_teacher(recipe)}.fine_tune")
+        raise ValueError(f"a teacher of kind config has random weights: it needs {teacher_field(recipe)}.fine_tune")
     if recipe.teacher.model.kind == "pruned":
         raise ValueError(
-            f"a teacher of kind pruned lacks layers it was trained with: it needs {_teacher(recipe)}.fine_tune"
+            f"a teacher of kind pruned lacks layers it was trained with: it needs {teacher_field(recipe)}.fine_tune"
         )
 
 
 def a_fine_tuned_teacher_has_no_teacher(recipe: Recipe) -> None:
     if recipe.teacher.fine_tune and recipe.teacher.fine_tune.needs_teacher():
-        raise ValueError(f"{_teacher(recipe)}.fine_tune.losses: a teacher that is fine-tuned has no teacher")
+        raise ValueError(f"{teacher_field(recipe)}.fine_tune.losses: a teacher that is fine-tuned has no teacher")
 
 
 # ----------------------------------------------------------------------------------------------------------------- data
@@ -192,7 +133,7 @@ def gold_is_there_where_it_is_needed(recipe: Recipe) -> None:
     if recipe.data.gold is not None:
         return
     if recipe.teacher.fine_tune:
-        raise ValueError(f"{_teacher(recipe)}.fine_tune needs data.gold")
+        raise ValueError(f"{teacher_field(recipe)}.fine_tune needs data.gold")
     if "gold" in recipe.student.training.sequences.sources():
         raise ValueError("student.training.sequences: the source gold needs data.gold")
     if isinstance(recipe.method, Mckd) and recipe.method.gold:
@@ -202,13 +143,15 @@ def gold_is_there_where_it_is_needed(recipe: Recipe) -> None:
 def gold_has_a_use(recipe: Recipe) -> None:
     learned = "gold" in recipe.student.training.sequences.sources()
     mixed_in = isinstance(recipe.method, Mckd) and recipe.method.gold
-    if recipe.data.gold is not None and not (recipe.teacher.fine_tune or learned or mixed_in):
-        raise ValueError(f"data.gold does nothing without {_teacher(recipe)}.fine_tune")
+    own = isinstance(recipe.method, Own)  # whose page may use any rows
+    if recipe.data.gold is not None and not (recipe.teacher.fine_tune or learned or mixed_in or own):
+        raise ValueError(f"data.gold does nothing without {teacher_field(recipe)}.fine_tune")
 
 
 def dev_has_a_use(recipe: Recipe) -> None:
-    if recipe.data.dev is not None and not (recipe.teacher.fine_tune or recipe.arms.gold_only):
-        raise ValueError(f"data.dev does nothing without {_teacher(recipe)}.fine_tune or arms.gold_only")
+    own = isinstance(recipe.method, Own)
+    if recipe.data.dev is not None and not (recipe.teacher.fine_tune or recipe.arms.gold_only or own):
+        raise ValueError(f"data.dev does nothing without {teacher_field(recipe)}.fine_tune or arms.gold_only")
 
 
 def test_rows_and_metrics_go_together(recipe: Recipe) -> None:
@@ -217,139 +160,7 @@ def test_rows_and_metrics_go_together(recipe: Recipe) -> None:
     if recipe.metrics and recipe.data.test is None:
         raise ValueError("metrics do nothing without data.test")
     if recipe.teacher.answering is not None and recipe.data.test is None:
-        raise ValueError(f"{_teacher(recipe)}.answering does nothing without data.test")
-
-
-# ------------------------------------------------------------------------------------------------------- pseudo-targets
-
-
-def a_vote_has_several_samples(recipe: Recipe) -> None:
-    if recipe.pseudo_targets.vote and recipe.teacher.sampling.n < 2:
-        name = f"{_teacher(recipe)}.passes.{recipe.teacher.pass_name}"
-        raise ValueError(f"pseudo_targets.vote: a vote needs {name}.n of 2 or more")
-
-
-def selected_pseudo_targets_are_texts(recipe: Recipe) -> None:
-    if recipe.pseudo_targets.selects() and _learns_from_store(recipe):
-        raise ValueError("pseudo_targets: what is chosen are texts: student.training.teacher in_process or remote")
-
-
-def selected_pseudo_targets_are_learned(recipe: Recipe) -> None:
-    stored = recipe.student.training.sequences.stored()
-    if recipe.pseudo_targets.selects() and "gold" in stored:
-        raise ValueError(f"pseudo_targets: chosen ones are learnt alone, found sequences of {' and '.join(stored)}")
-
-
-def all_are_written_before_some_are_selected(recipe: Recipe) -> None:
-    if recipe.pseudo_targets.selects() and isinstance(recipe.method, Distill) and recipe.method.overlap:
-        raise ValueError(
-            "method.overlap: pseudo-targets are chosen when all are there: no pseudo_targets.vote, retries, invalid"
-        )
-
-
-# ------------------------------------------------------------------------------------------------------------- training
-
-
-def the_source_of_outputs_has_a_use(recipe: Recipe) -> None:
-    for name, _, training in _trainings(recipe):
-        if not training.needs_teacher() and not training.is_default("teacher"):
-            raise ValueError(f"{name}.teacher does nothing: {' and '.join(training.losses)} needs no teacher")
-        if isinstance(training.teacher, OutputsByOrigin):
-            if not training.sequences.samplers():
-                raise ValueError(
-                    f"{name}.teacher.sampled does nothing: sequences has no source that writes in each step"
-                )
-            if training.teacher.sampled == training.teacher.stored:
-                raise ValueError(f"{name}.teacher: stored and sampled are the same: give one section for both")
-            if training.teacher.stored.kind != "store":
-                raise ValueError(f"{name}.teacher.stored: expected kind store, found {training.teacher.stored.kind}")
-
-
-def new_samples_have_a_live_teacher(recipe: Recipe) -> None:
-    for name, role, training in _trainings(recipe):
-        samplers = training.sequences.samplers()
-        if not samplers:
-            continue
-        if role.task != "generation":
-            raise ValueError(f"{name}.sequences: a model whose task is {role.task} writes no {samplers[0]} samples")
-        if not training.needs_teacher():
-            losses = " and ".join(training.losses)
-            raise ValueError(
-                f"{name}.sequences: {losses} on new samples would teach nothing: give a loss with a teacher"
-            )
-        if training.outputs_for(sampled=True).kind == "store":
-            raise ValueError(
-                f"{name}.teacher: new samples are not in the store: expected kind in_process or remote, or "
-                "{stored: {kind: store}, sampled: {kind: in_process}}"
-            )
-
-
-def students_in_parts_write_no_samples(recipe: Recipe) -> None:
-    if recipe.student.training.sequences.samplers() and recipe.cluster.student.parallel == "fsdp":
-        raise ValueError("student.training.sequences: new samples are not written by a student in parts (fsdp) yet")
-
-
-def passes_are_the_teachers(recipe: Recipe) -> None:
-    known = ("pseudo_targets",)
-    for name in recipe.student.training.sequences.passes():
-        if name not in known:
-            raise ValueError(
-                f"student.training.sequences: no source {name!r:.40}; expected gold, student, {', '.join(known)} or "
-                "module:NAME"
-            )
-
-
-def only_a_top_k_has_a_tail(recipe: Recipe) -> None:
-    source, payload = recipe.student.training.outputs_for(sampled=False), recipe.teacher.payload.kind
-    if not isinstance(recipe.method, Distill):  # students of mckd record their top-k, whatever the teacher records
-        return
-    if isinstance(source, StoredOutputs) and not source.is_default("tail") and payload in ("sampled", "hidden"):
-        raise ValueError(f"student.training.teacher.tail does nothing: {_teacher(recipe)}.payload is {payload}")
-
-
-def texts_teach_no_distribution(recipe: Recipe) -> None:
-    if isinstance(recipe.method, Distill) and _learns_from_store(recipe) and recipe.teacher.payload.kind == "text":
-        name = recipe.student.training.teacher_losses()[0]
-        raise ValueError(
-            f"student.training.losses.{name} reads the teacher's probabilities from the store: "
-            f"{_teacher(recipe)}.payload: expected top_k, sampled or hidden, found text"
-        )
-
-
-def gold_targets_are_not_in_the_store(recipe: Recipe) -> None:
-    if "gold" in recipe.student.training.sequences.sources() and _learns_from_store(recipe):
-        raise ValueError("student.training.teacher: gold targets are not in the store: in_process or remote")
-
-
-def draws_are_of_losses_that_work_with_them(recipe: Recipe) -> None:
-    if not isinstance(recipe.method, Distill) or not _learns_from_store(recipe):
-        return
-    training = recipe.student.training
-    for name in training.teacher_losses() if recipe.teacher.payload.kind == "sampled" else ():
-        loss = training.losses[name]
-        if not isinstance(loss, SoftCrossEntropy) or loss.temperature != 1:
-            raise ValueError(
-                f"student.training.losses.{name}: {_teacher(recipe)}.payload is sampled, and drawn tokens serve "
-                "soft_cross_entropy at temperature 1 alone"
-            )
-
-
-def a_fine_tuned_teacher_learns_gold_alone(recipe: Recipe) -> None:
-    if recipe.teacher.fine_tune and not recipe.teacher.fine_tune.is_default("sequences"):
-        raise ValueError(f"{_teacher(recipe)}.fine_tune.sequences does nothing: a teacher learns data.gold")
-
-
-def dev_rows_replace_a_holdout(recipe: Recipe) -> None:
-    fine_tune = recipe.teacher.fine_tune
-    if fine_tune and recipe.data.dev is not None and not fine_tune.is_default("holdout"):
-        raise ValueError(f"{_teacher(recipe)}.fine_tune.holdout does nothing: data.dev chooses the checkpoint")
-
-
-def a_task_head_writes_no_tokens(recipe: Recipe) -> None:
-    for name, role, training in _trainings(recipe):
-        for field in ("max_target_tokens", "long_targets", "dev_prediction_tokens"):
-            if role.task != "generation" and not training.is_default(field):
-                raise ValueError(f"{name}.{field} does nothing: the task is {role.task}")
+        raise ValueError(f"{teacher_field(recipe)}.answering does nothing without data.test")
 
 
 # ----------------------------------------------------------------------------------------------------- methods and arms
@@ -362,7 +173,7 @@ def mckd_learns_pseudo_targets(recipe: Recipe) -> None:
 
 
 def texts_of_mckd_are_not_in_the_store(recipe: Recipe) -> None:
-    if isinstance(recipe.method, Mckd) and recipe.method.exchange == "text" and _learns_from_store(recipe):
+    if isinstance(recipe.method, Mckd) and recipe.method.exchange == "text" and learns_from_store(recipe):
         raise ValueError(
             "student.training.teacher: mckd's rows are texts: kind in_process or remote, found store, "
             "which goes with method.exchange: top_k"
@@ -376,7 +187,7 @@ def a_regression_has_no_confidence(recipe: Recipe) -> None:
 
 
 def exchanged_probabilities_are_learned(recipe: Recipe) -> None:
-    if isinstance(recipe.method, Mckd) and recipe.method.exchange == "top_k" and not _learns_from_store(recipe):
+    if isinstance(recipe.method, Mckd) and recipe.method.exchange == "top_k" and not learns_from_store(recipe):
         raise ValueError(
             "method.exchange: top_k needs student.training.losses on probabilities, from teacher: {kind: store}"
         )
@@ -420,9 +231,6 @@ RULES: tuple[Callable[[Recipe], None], ...] = (
     only_a_classification_has_labels,
     labels_are_the_same,
     a_task_head_writes_no_text,
-    losses_are_of_the_task,
-    losses_count_for_something,
-    a_task_head_is_taught_in_process,
     an_endpoint_model_is_behind_an_endpoint,
     an_endpoint_model_is_not_fine_tuned,
     an_endpoint_gives_texts,
@@ -430,10 +238,6 @@ RULES: tuple[Callable[[Recipe], None], ...] = (
     random_weights_need_the_tokenizer,
     gold_is_there_where_it_is_needed,
     gold_has_a_use,
-    a_vote_has_several_samples,
-    selected_pseudo_targets_are_texts,
-    selected_pseudo_targets_are_learned,
-    all_are_written_before_some_are_selected,
     no_loss_reads_an_endpoint,
     a_fine_tuned_teacher_has_no_teacher,
     mckd_learns_pseudo_targets,
@@ -441,7 +245,6 @@ RULES: tuple[Callable[[Recipe], None], ...] = (
     a_regression_has_no_confidence,
     exchanged_probabilities_are_learned,
     a_teacher_has_the_students_task,
-    gold_targets_are_not_in_the_store,
     an_untrained_teacher_is_fine_tuned,
     an_arm_differs_from_the_method,
     the_control_arm_has_dev_rows,
@@ -451,15 +254,5 @@ RULES: tuple[Callable[[Recipe], None], ...] = (
     samples_are_seeded_by_vllm,
     a_student_writes_one_sample,
     trackers_differ,
-    the_source_of_outputs_has_a_use,
-    passes_are_the_teachers,
-    new_samples_have_a_live_teacher,
-    students_in_parts_write_no_samples,
-    texts_teach_no_distribution,
-    only_a_top_k_has_a_tail,
-    draws_are_of_losses_that_work_with_them,
-    a_fine_tuned_teacher_learns_gold_alone,
-    dev_rows_replace_a_holdout,
-    a_task_head_writes_no_tokens,
     dev_has_a_use,
 )

@@ -15,8 +15,8 @@ from raykd.recipe.generation import EndpointEngine, TopKPayload, VllmEngine
 from raykd.recipe.methods import Distill, Mckd
 from raykd.recipe.model_types import model_types
 from raykd.recipe.models import FromConfig, WordsTokenizer
+from raykd.recipe.places import decodings, roles, teacher_field, trainings
 from raykd.recipe.prompts import Chat, Shots
-from raykd.recipe.roles import Student, Teacher
 
 if TYPE_CHECKING:
     from raykd.recipe.recipe import Recipe
@@ -25,13 +25,9 @@ HOTTEST = 2  # vLLM refuses a higher temperature
 SHORTEST = {"vllm": "min_tokens", "transformers": "min_new_tokens"}  # the option for an output's least length
 
 
-def _roles(recipe: Recipe) -> list[tuple[str, Teacher | Student]]:
-    return [("teacher", recipe.teacher), ("student", recipe.student)]
-
-
 def _shots(recipe: Recipe) -> Iterator[tuple[str, Shots]]:
     """Where the examples of a prompt stand in the recipe, and their section."""
-    for name, role in _roles(recipe):
+    for name, role in roles(recipe):
         if not isinstance(role.prompt, str) and role.prompt.shots:
             yield f"{name}.prompt.shots", role.prompt.shots
 
@@ -40,15 +36,15 @@ def _shots(recipe: Recipe) -> Iterator[tuple[str, Shots]]:
 
 
 def options_are_the_engines(recipe: Recipe) -> None:
-    for name, role in _roles(recipe):
+    for name, role, sampling in decodings(recipe):
         try:
-            require_options(role.engine.kind, role.sampling.options)
+            require_options(role.engine.kind, sampling.options)
         except ValueError as error:
-            raise ValueError(f"{name}.sampling.{error}") from None
+            raise ValueError(f"{name}.{error}") from None
 
 
 def arguments_are_vllms(recipe: Recipe) -> None:
-    for name, role in _roles(recipe):
+    for name, role in roles(recipe):
         if isinstance(role.engine, VllmEngine):
             try:
                 require_arguments(role.engine.arguments)
@@ -57,11 +53,9 @@ def arguments_are_vllms(recipe: Recipe) -> None:
 
 
 def vllm_samples_below_its_highest_temperature(recipe: Recipe) -> None:
-    for name, role in _roles(recipe):
-        if role.engine.kind == "vllm" and role.sampling.temperature > HOTTEST:
-            raise ValueError(
-                f"{name}.sampling.temperature: vLLM samples at {HOTTEST} at most, found {role.sampling.temperature:g}"
-            )
+    for name, role, sampling in decodings(recipe):
+        if role.engine.kind == "vllm" and sampling.temperature > HOTTEST:
+            raise ValueError(f"{name}.temperature: vLLM samples at {HOTTEST} at most, found {sampling.temperature:g}")
     rules = recipe.pseudo_targets
     if recipe.teacher.engine.kind == "vllm" and rules.retries and rules.retry_temperature > HOTTEST:
         raise ValueError(
@@ -70,25 +64,24 @@ def vllm_samples_below_its_highest_temperature(recipe: Recipe) -> None:
 
 
 def beams_give_every_sample(recipe: Recipe) -> None:
-    for name, role in _roles(recipe):
-        beams = role.sampling.options.get("num_beams", 1) if role.engine.kind == "transformers" else 1
-        if 1 < beams < role.sampling.n:
-            raise ValueError(f"{name}.sampling.n: {beams} beams give at most {beams} samples, found {role.sampling.n}")
+    for name, role, sampling in decodings(recipe):
+        beams = sampling.options.get("num_beams", 1) if role.engine.kind == "transformers" else 1
+        if 1 < beams < sampling.n:
+            raise ValueError(f"{name}.n: {beams} beams give at most {beams} samples, found {sampling.n}")
 
 
 def the_shortest_output_is_not_above_the_longest(recipe: Recipe) -> None:
-    for name, role in _roles(recipe):
+    for name, role, sampling in decodings(recipe):
         option = SHORTEST.get(role.engine.kind, "")
-        shortest = role.sampling.options.get(option, 0)
-        if shortest > role.sampling.max_tokens:
+        shortest = sampling.options.get(option, 0)
+        if shortest > sampling.max_tokens:
             raise ValueError(
-                f"{name}.sampling.options.{option}: expected at most {role.sampling.max_tokens}, max_tokens, "
-                f"found {shortest}"
+                f"{name}.options.{option}: expected at most {sampling.max_tokens}, max_tokens, found {shortest}"
             )
 
 
 def vllm_schedules_every_sequence(recipe: Recipe) -> None:
-    for name, role in _roles(recipe):
+    for name, role in roles(recipe):
         arguments = role.engine.arguments if isinstance(role.engine, VllmEngine) else {}
         tokens, sequences = arguments.get("max_num_batched_tokens"), arguments.get("max_num_seqs", 1)
         if tokens is not None and tokens < sequences:
@@ -99,12 +92,12 @@ def vllm_schedules_every_sequence(recipe: Recipe) -> None:
 
 
 def an_output_fits_into_the_engine(recipe: Recipe) -> None:
-    for name, role in _roles(recipe):
+    for name, role, sampling in decodings(recipe):
         longest = role.engine.arguments.get("max_model_len") if isinstance(role.engine, VllmEngine) else None
-        if longest is not None and role.sampling.max_tokens >= longest:
+        if longest is not None and sampling.max_tokens >= longest:
             raise ValueError(
-                f"{name}.sampling.max_tokens: expected less than {longest}, the engine's max_model_len, "
-                f"found {role.sampling.max_tokens}"
+                f"{name}.max_tokens: expected less than {longest}, the engine's max_model_len, "
+                f"found {sampling.max_tokens}"
             )
 
 
@@ -113,18 +106,22 @@ def the_engine_gives_the_top_k(recipe: Recipe) -> None:
     if isinstance(engine, VllmEngine) and isinstance(payload, TopKPayload):
         most = engine.arguments.get("max_logprobs", payload.k)
         if -1 < most < payload.k:
-            raise ValueError(f"teacher.payload.k: the engine's max_logprobs is {most}, found {payload.k}")
+            raise ValueError(
+                f"{teacher_field(recipe)}.payload.k: the engine's max_logprobs is {most}, found {payload.k}"
+            )
 
 
 def a_scripted_teacher_gives_texts(recipe: Recipe) -> None:
     if recipe.teacher.engine.kind == "scripted" and recipe.teacher.payload.kind not in ("auto", "text"):
-        raise ValueError(f"teacher.payload: a scripted engine gives texts, found {recipe.teacher.payload.kind}")
+        raise ValueError(
+            f"{teacher_field(recipe)}.payload: a scripted engine gives texts, found {recipe.teacher.payload.kind}"
+        )
 
 
 def a_teachers_head_gives_texts(recipe: Recipe) -> None:
     if recipe.teacher.task != "generation" and recipe.teacher.payload.kind not in ("auto", "text"):
         raise ValueError(
-            f"teacher.payload: a model whose task is {recipe.teacher.task} gives texts, "
+            f"{teacher_field(recipe)}.payload: a model whose task is {recipe.teacher.task} gives texts, "
             f"found {recipe.teacher.payload.kind}"
         )
 
@@ -139,11 +136,11 @@ def an_endpoint_has_an_address(recipe: Recipe) -> None:
     except ValueError:  # a port that is no number; brackets of an address that are not closed
         right = False
     if not right:
-        raise ValueError(f"teacher.engine.url: expected http://host:port/v1, found {engine.url!r:.200}")
+        raise ValueError(f"{teacher_field(recipe)}.engine.url: expected http://host:port/v1, found {engine.url!r:.200}")
 
 
 def model_types_exist(recipe: Recipe) -> None:
-    for name, role in _roles(recipe):
+    for name, role in roles(recipe):
         known = model_types() if isinstance(role.model, FromConfig) else frozenset()
         if isinstance(role.model, FromConfig) and known and role.model.model_type not in known:
             near = difflib.get_close_matches(role.model.model_type, sorted(known), n=1)
@@ -159,7 +156,7 @@ def model_types_exist(recipe: Recipe) -> None:
 def words_have_no_chat_template(recipe: Recipe) -> None:
     if not isinstance(recipe.tokenizer, WordsTokenizer):
         return
-    for name, role in _roles(recipe):
+    for name, role in roles(recipe):
         if role.model.kind == "config" and isinstance(role.prompt, Chat):
             raise ValueError(f"{name}.prompt: kind chat needs a chat template, and a tokenizer of kind words has none")
 
@@ -180,7 +177,7 @@ def there_are_inputs_to_learn(recipe: Recipe) -> None:
 def a_student_that_follows_has_rows_to_begin_with(recipe: Recipe) -> None:
     if isinstance(recipe.method, Distill) and recipe.method.overlap and recipe.teacher.shard_rows < 2:
         raise ValueError(
-            f"teacher.shard_rows: with method.overlap the first shard is learnt and evaluated on: expected 2 or more, "
+            f"{teacher_field(recipe)}.shard_rows: with method.overlap the first shard is learnt and evaluated on: expected 2 or more, "
             f"found {recipe.teacher.shard_rows}"
         )
 
@@ -193,9 +190,8 @@ def arms_have_learning_rates(recipe: Recipe) -> None:
 
 
 def a_polynomial_falls(recipe: Recipe) -> None:
-    trainings = {"teacher.fine_tune": recipe.teacher.fine_tune, "student.training": recipe.student.training}
-    for name, training in trainings.items():
-        if training and training.schedule == "polynomial" and training.schedule_options.get("lr_end", 0) >= 1:
+    for name, _, training in trainings(recipe):
+        if training.schedule == "polynomial" and training.schedule_options.get("lr_end", 0) >= 1:
             raise ValueError(f"{name}.schedule_options.lr_end: expected a share of the learning rate, less than 1")
 
 

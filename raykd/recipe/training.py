@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, mod
 from raykd.recipe.losses import AnyLoss, CrossEntropy, default_kinds
 from raykd.recipe.metrics import Metrics, metric_kinds
 from raykd.recipe.models import Lora
+from raykd.recipe.names import SourceName
 from raykd.recipe.schedules import require_schedule
 from raykd.recipe.section import Section
 
@@ -49,10 +50,10 @@ class Sequences(Section):
     the student's own samples for the same inputs, written anew in each step; module:NAME, a user's own sampler.
     """
 
-    union: list[str | PassTargets] | None = Field(
+    union: list[SourceName | PassTargets] | None = Field(
         default=None, min_length=1, description="each input learns, in every epoch, a target of each source"
     )
-    shares: dict[str, float] | None = Field(
+    shares: dict[SourceName, float] | None = Field(
         default=None, description="the share of each source, above 0; they sum to 1; by says of what"
     )
     by: Literal["step", "batch", "row", "ratio", "token"] | None = Field(

@@ -16,6 +16,7 @@ from raykd.errors import RunError
 from raykd.metrics import lower_is_better
 from raykd.recipe.arms import Arms
 from raykd.recipe.load import load_recipe
+from raykd.recipe.modules import put_on_path
 from raykd.recipe.recipe import Recipe
 from raykd.run.manifests import BAD_ROWS, MANIFEST, read_manifest, stage_files
 
@@ -36,6 +37,7 @@ def gather_run(folder: Path) -> dict[str, Any]:
     Raises RunError for a damaged file of the run, RecipeError for a damaged recipe.
     """
     recipe, manifests, bad_rows = load_recipe(folder / "recipe.yaml"), run_manifests(folder), _bad_rows(folder)
+    put_on_path(recipe.modules)  # a metric of the user's says there whether less of it is better
     run_start = min((m["started"] for m in manifests), default=0.0)
     arms = _in_order(arm_scores(manifests), manifests)
     return {

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from raykd.console import Console
 from raykd.recipe.load import resolve_paths
+from raykd.recipe.modules import put_on_path
+from raykd.recipe.names import own_modules
 from raykd.recipe.recipe import Recipe
 from raykd.run import remote
 from raykd.run.folder import RunFolder
@@ -46,6 +48,7 @@ class Session:
         fit     trains a `TrainingSpec`, called as `raykd.cluster.train.fit` is; such trainings run one after the other
         """
         self.recipe = resolve_paths(recipe)
+        put_on_path(self.recipe.modules)
         self.console = console or Console()
         self.folder = RunFolder(path or remote.folder(self.recipe.output) / self.recipe.name, shared)
         self.fit = fit
@@ -133,7 +136,8 @@ class Session:
             from raykd.cluster import connect, resources
 
             logs, verbose = self.path / "logs", self.console.verbose
-            cluster = connect.ray_cluster(self.recipe.cluster, logs, verbose, self.folder.lock_file, dashboard)
+            ours = own_modules(self.recipe)
+            cluster = connect.ray_cluster(self.recipe.cluster, logs, verbose, self.folder.lock_file, dashboard, ours)
             line = self._opened.enter_context(cluster)
             if line:
                 self.console.say(line)

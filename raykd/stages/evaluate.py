@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from raykd import metrics
 from raykd.data.examples import Example
@@ -14,6 +15,7 @@ from raykd.data.tasks.formats import TREES
 from raykd.models import card
 from raykd.recipe.generation import TextPayload
 from raykd.recipe.metrics import metric_kinds
+from raykd.recipe.names import code_of
 from raykd.recipe.roles import Student, Teacher
 from raykd.run import remote
 from raykd.run.files import fingerprint, write_text
@@ -65,7 +67,7 @@ def evaluate_arm(
             remote.send(Path(model) / card.CARD)
         return {"arm": arm, "rows": len(test), "metrics": scores, "model": model}, {"rows": len(test)}
 
-    inputs = {"predictions": fingerprint(sorted(by_input.items())), "metrics": metric_kinds(session.recipe.metrics)}
+    inputs = {"predictions": fingerprint(sorted(by_input.items())), **_metrics(session)}
     scores = session.stage(f"evaluate/{arm}", "evaluate", inputs, work, about)["metrics"]
     session.console.say(f"{arm}: " + ", ".join(f"{name} {score:.2f}" for name, score in scores.items()))
     return scores
@@ -115,8 +117,13 @@ def score_pseudo_targets(
         return results, {"rows": len(with_gold)}
 
     targets = fingerprint([[e.input, e.target] for e in with_gold])
-    inputs = {"targets": targets, "metrics": metric_kinds(session.recipe.metrics)}
+    inputs = {"targets": targets, **_metrics(session)}
     session.stage(name, "quality", inputs, work, about)
+
+
+def _metrics(session: Session) -> dict[str, Any]:
+    """The recipe's metrics, as part of a stage's inputs."""
+    return {"metrics": metric_kinds(session.recipe.metrics), **code_of(session.recipe, "metrics")}
 
 
 def _scores(session: Session, predictions: list[str], examples: list[Example]) -> dict[str, float]:

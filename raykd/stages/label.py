@@ -19,6 +19,7 @@ from raykd.models.files import content_hash, head_sizes, model_folder, parameter
 from raykd.recipe.cluster import Actors
 from raykd.recipe.generation import AutoPayload, EndpointEngine, Payload, Price, TextPayload
 from raykd.recipe.losses import SoftCrossEntropy
+from raykd.recipe.names import code_digests
 from raykd.recipe.roles import Student, Teacher
 from raykd.run import remote
 from raykd.run.files import fingerprint, write_json
@@ -125,6 +126,7 @@ def _plan(session: Session, request: LabellingRequest) -> _Plan:
     parts = {
         "model": f"{request.model} at {endpoint.url}" if endpoint else content_hash(folder),
         **decoding_parts(role, session.recipe.seed, request.score),
+        **code_digests(role.engine, session.recipe.modules),
     }
     recorded = (
         RecordedPayload(request.payload, request.payload_reason)

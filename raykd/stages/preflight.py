@@ -24,10 +24,15 @@ from raykd.engines.engine import reject
 from raykd.errors import DataError, ModelError, RaykdError, RecipeError, comes_again, first_line
 from raykd.models import admits
 from raykd.models.files import known_type, saved_configuration
+from raykd.models.layers import require_layer
 from raykd.models.tokenizers import encode_inputs, load_tokenizer, shared_vocab_size, tokenizer_mark
 from raykd.recipe.generation import EndpointEngine, TopKPayload, VllmEngine
+from raykd.recipe.losses import FeatureLoss
 from raykd.recipe.methods import Mckd
+from raykd.recipe.metrics import metric_kinds
 from raykd.recipe.models import EndpointModel, FromConfig, Model
+from raykd.recipe.names import code_digests
+from raykd.recipe.places import teacher_field
 from raykd.recipe.recipe import Recipe
 from raykd.recipe.roles import Student, Teacher
 from raykd.recipe.training import Training
@@ -71,7 +76,7 @@ def preflight(session: Session) -> None:
     for training in trainings:
         _check_training(session, training)
     _check_teacher(recipe, shared)
-    for field, role in (("teacher", recipe.teacher), ("student", recipe.student)):
+    for field, role in ((teacher_field(recipe), recipe.teacher), ("student", recipe.student)):
         _check_prompts(recipe, field, role, shared, splits.unlabelled[:FIRST])
     _check_formats(session, splits)
     _check_metrics(recipe, splits)
@@ -87,7 +92,7 @@ def _trainings(recipe: Recipe, splits: Splits, shared: str) -> Iterator[_Trainin
     if teacher.fine_tune and not isinstance(teacher.model, EndpointModel):
         rows = {"data.gold": splits.gold, **dev}
         model = teacher.model
-        yield _Training("teacher.fine_tune", teacher, teacher.fine_tune, model, tokenizer(model), rows)
+        yield _Training(f"{teacher_field(recipe)}.fine_tune", teacher, teacher.fine_tune, model, tokenizer(model), rows)
     rows = {"data.gold": splits.gold} if _learns_gold(recipe) else {}
     model = student.model
     yield _Training("student.training", student, student.training, model, tokenizer(model), rows)
@@ -182,15 +187,10 @@ def _check_agreement(recipe: Recipe, plan: _Training, tokenizer: Any, model: Any
     if teacher.task == "generation":
         with _named("student.training.losses"):
             shared_vocab_size(tokenizer, load_tokenizer(folder))
-        if plan.training.live_outputs() and bool(config.is_encoder_decoder) != bool(
-            model.config.is_encoder_decoder
-        ):
-            kinds = {True: "an encoder-decoder", False: "decoder-only"}
-            raise ModelError(
-                "student.training.teacher: the teacher reads along with the student, whose model is "
-                f"{kinds[bool(model.config.is_encoder_decoder)]}, the teacher's is "
-                f"{kinds[bool(config.is_encoder_decoder)]}; expected kind store, or models of one kind"
-            )
+    for name, loss in ((name, loss) for name, loss in plan.training.losses.items() if isinstance(loss, FeatureLoss)):
+        with _named(f"student.training.losses.{name}"):
+            require_layer(model.config, loss.student_layer, "the student")
+            require_layer(config, loss.teacher_layer, "the teacher")
     if teacher.task == "extractive_qa" and tokenizer_mark(plan.tokenizer) != tokenizer_mark(folder):
         raise ModelError("student.training: spans are places in a prompt: student and teacher need the same tokenizer")
 
@@ -209,22 +209,26 @@ def _check_teacher(recipe: Recipe, shared: str) -> None:
         return
     opens = teacher.engine.kind in ("vllm", "transformers")
     if opens and not teacher.fine_tune and not isinstance(teacher.model, FromConfig):
-        with _named("teacher.model"):
+        with _named(f"{teacher_field(recipe)}.model"):
             admits.require_trained_for(teacher.model.path, teacher.task)
             tokenizer = load_tokenizer(teacher.model.path, teacher.task == "generation")
             admits.admitted_model(teacher.model, tokenizer, teacher.task, teacher.labels)
     if isinstance(teacher.engine, VllmEngine):
-        _check_vllm(teacher, len(load_tokenizer(shared)) if isinstance(teacher.model, FromConfig) else None)
+        _check_vllm(
+            teacher_field(recipe),
+            teacher,
+            len(load_tokenizer(shared)) if isinstance(teacher.model, FromConfig) else None,
+        )
 
 
-def _check_vllm(teacher: Teacher, words: int | None) -> None:
+def _check_vllm(field: str, teacher: Teacher, words: int | None) -> None:
     """Raise RecipeError for what vLLM would refuse; `words`: the teacher's tokens, None: its configuration says."""
     assert isinstance(teacher.engine, VllmEngine) and not isinstance(teacher.model, EndpointModel)
     config = _settled_configuration(teacher.model).get_text_config()
     payload, arguments = teacher.payload, teacher.engine.arguments
     tokens: int = words or config.vocab_size or 0
     if isinstance(payload, TopKPayload) and 0 < tokens < payload.k:
-        raise RecipeError(f"teacher.payload.k: expected at most {tokens}, the teacher's tokens, found {payload.k}")
+        raise RecipeError(f"{field}.payload.k: expected at most {tokens}, the teacher's tokens, found {payload.k}")
     context, longest = admits.context_length(config), arguments.get("max_model_len")
     rope = getattr(config, "rope_parameters", None) or {}
     scaled = rope.get("rope_type", "default") != "default" or "hf_overrides" in arguments
@@ -232,13 +236,12 @@ def _check_vllm(teacher: Teacher, words: int | None) -> None:
     most = max(context or 0, getattr(config, "model_max_length", None) or 0)
     if most and longest and longest > most and not allowed:
         raise RecipeError(
-            f"teacher.engine.arguments.max_model_len: expected at most {most}, the model's positions, "
-            f"found {longest}"
+            f"{field}.engine.arguments.max_model_len: expected at most {most}, the model's positions, found {longest}"
         )
     parallel, heads = arguments.get("tensor_parallel_size", 1), config.num_attention_heads
     if heads % parallel:
         raise RecipeError(
-            f"teacher.engine.arguments.tensor_parallel_size: expected a divisor of {heads}, the model's attention "
+            f"{field}.engine.arguments.tensor_parallel_size: expected a divisor of {heads}, the model's attention "
             f"heads, found {parallel}"
         )
 
@@ -321,8 +324,12 @@ def _check_formats(session: Session, splits: Splits) -> None:
 
 def _check_metrics(recipe: Recipe, splits: Splits) -> None:
     """Raise DataError for a metric that cannot score the rows that it will score; their targets are the predictions."""
-    scored = [("metrics", name, examples) for name in recipe.metrics for examples in (splits.test, splits.unlabelled)]
-    scored += [("dev_metrics", name, splits.dev) for name in recipe.student.training.dev_metrics]
+    scored = [
+        ("metrics", name, examples)
+        for name in metric_kinds(recipe.metrics)
+        for examples in (splits.test, splits.unlabelled)
+    ]
+    scored += [("dev_metrics", name, splits.dev) for name in metric_kinds(recipe.student.training.dev_metrics)]
     consistency = recipe.method.consistency_filter if isinstance(recipe.method, Mckd) else None
     if consistency:
         scored.append(("method.consistency_filter", consistency.metric, splits.test or splits.gold or splits.dev))
@@ -336,7 +343,7 @@ def _check_metrics(recipe: Recipe, splits: Splits) -> None:
 def _check_surroundings(recipe: Recipe) -> None:
     """Raise RecipeError for a package, a key or a place that the run will need and does not have."""
     if not os.environ.get("RAY_ADDRESS") and not os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):  # all on this machine
-        for field, role in (("teacher", recipe.teacher), ("student", recipe.student)):
+        for field, role in ((teacher_field(recipe), recipe.teacher), ("student", recipe.student)):
             if isinstance(role.engine, VllmEngine) and importlib.util.find_spec("vllm") is None:
                 raise RecipeError(f"{field}.engine: vllm is not installed: pip install 'raykd[cpu]' or 'raykd[vllm]'")
             key = role.engine.api_key_env if isinstance(role.engine, EndpointEngine) else None
@@ -351,9 +358,11 @@ def _check_surroundings(recipe: Recipe) -> None:
     if place:
         _check_place("cluster.student.storage", place)
     if recipe.teacher.store:
-        _check_place("teacher.store", recipe.teacher.store)
-        with _named("teacher.store"):
-            require_parts(recipe.teacher.store, decoding_parts(recipe.teacher, recipe.seed))
+        field = f"{teacher_field(recipe)}.store"
+        _check_place(field, recipe.teacher.store)
+        with _named(field):
+            parts = decoding_parts(recipe.teacher, recipe.seed)
+            require_parts(recipe.teacher.store, parts | code_digests(recipe.teacher.engine, recipe.modules))
 
 
 def _check_place(field: str, place: str) -> None:

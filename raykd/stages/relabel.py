@@ -14,6 +14,7 @@ from raykd.data.sources import StoredSource
 from raykd.errors import DataError
 from raykd.recipe.generation import TextPayload, TopKPayload
 from raykd.recipe.metrics import metric_kinds
+from raykd.recipe.names import own_code
 from raykd.run.manifests import StageAbout
 from raykd.run.session import Session
 from raykd.stages.label import label_inputs
@@ -97,4 +98,5 @@ def measure_memorisation(
         return {"metric": metric, "students": students}, {}
 
     inputs = {"labellings": [student.stored.mark for student in relabellings], "metric": metric}
+    inputs |= own_code([metric], session.recipe.modules)
     session.stage(name, "memorisation", inputs, work, about)

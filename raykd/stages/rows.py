@@ -19,6 +19,7 @@ from raykd.data.splits import Splits
 from raykd.data.tasks.formats import Format, get_format
 from raykd.errors import RecipeError
 from raykd.models.files import check_model, is_encoder_decoder
+from raykd.recipe import names
 from raykd.recipe.data import FileRows, Rows
 from raykd.recipe.methods import Mckd
 from raykd.recipe.metrics import metric_kinds
@@ -58,7 +59,14 @@ def read_rows(session: Session) -> Splits:
         bad_rows = [{"file": row.file, "line": row.line, "reason": row.reason, "row": None} for row in bad.rows]
         return {"rows": counts, "bad_rows": bad_rows}, {"rows": sum(counts.values())}
 
-    inputs = {name: {**source.model_dump(mode="json"), "content": _content(source)} for name, source in sources.items()}
+    inputs = {
+        name: {
+            **source.model_dump(mode="json"),
+            "content": _content(source),
+            **names.code_digests(source, recipe.modules),
+        }
+        for name, source in sources.items()
+    }
     session.stage("data", "rows", inputs, work)
     return Splits(session.path / "data", list(sources))
 
@@ -78,6 +86,7 @@ def check_recipe(session: Session) -> None:
     its model; ModelError for a model that does not exist.
     """
     recipe = session.recipe
+    names.require_names(recipe)
     for tracker in recipe.trackers:
         spec = importlib.util.find_spec(tracker.kind)
         if spec is None or spec.origin is None:  # W&B leaves folders of its own name, which pass for packages

@@ -15,6 +15,7 @@ from raykd.data.sources import StoredSource
 from raykd.data.tasks.formats import Format
 from raykd.errors import DataError
 from raykd.recipe.methods import ConsistencyFilter
+from raykd.recipe.names import code_of
 from raykd.recipe.pseudo_targets import PseudoTargetRules
 from raykd.recipe.roles import Teacher
 from raykd.run.files import fingerprint, write_text
@@ -190,8 +191,9 @@ def _select(
         return {"sizes": [len(kept) for kept, _ in filtered]}, stats
 
     targets = fingerprint([[e.id, e.input, e.target] for part in parts for e in part])
+    code = code_of(session.recipe, "pseudo_targets", "method.consistency_filter")
     settings = selection.consistency and selection.consistency.model_dump()
-    inputs = {"targets": targets, "rule": rules.model_dump(), "settings": settings}
+    inputs = {"targets": targets, "rule": rules.model_dump(), "settings": settings, **code}
     sizes = session.stage(name, "choose", inputs, work, selection.about)["sizes"]
     rows = iter(pseudo_targets.load_pseudo_targets(file))
     return [list(itertools.islice(rows, size)) for size in sizes]

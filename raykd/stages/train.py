@@ -15,7 +15,8 @@ from raykd.data.prompts import PromptEncoder
 from raykd.data.sources import FileSource, StoredSource
 from raykd.data.splits import Splits
 from raykd.models.files import content_hash, is_encoder_decoder, model_folder
-from raykd.recipe.models import EndpointModel, FromConfig, Model
+from raykd.recipe.models import Checkpoint, EndpointModel, FromConfig, Model
+from raykd.recipe.names import code_digests
 from raykd.recipe.roles import Student, Teacher
 from raykd.recipe.training import Training
 from raykd.run import remote
@@ -196,6 +197,7 @@ def _train(session: Session, plan: _Plan, about: StageAbout) -> dict[str, Any]:
         "teacher": content_hash(model_folder(plan.teacher)) if plan.teacher else None,
         "seed": session.recipe.seed,
         **plan.marks,
+        **code_digests(plan.training, session.recipe.modules),
     }
 
     def work(stage: Path) -> tuple[dict, dict]:
@@ -234,7 +236,7 @@ def _spec(session: Session, plan: _Plan, stage: Path) -> TrainingSpec:
         rows=MarkedSource(source, plan.marks["rows"]),
         dev=MarkedSource(FileSource(str(stage / "dev.jsonl")), plan.marks["dev"]) if "dev" in plan.files else None,
         student=prompt_encoder(plan.role, plan.tokenizer, writes and is_encoder_decoder(plan.model)),
-        teacher=prompt_encoder(recipe.teacher, plan.teacher, is_encoder_decoder(plan.model)) if plan.teacher else None,
+        teacher=_teacher_encoder(recipe.teacher, plan.teacher) if plan.teacher else None,
         folder=str(stage),
         tokens=str(remote.folder(recipe.output) / "tokens"),
         seed=recipe.seed,
@@ -243,6 +245,12 @@ def _spec(session: Session, plan: _Plan, stage: Path) -> TrainingSpec:
         parallel=recipe.cluster.student.parallel,
         trackers=tuple(recipe.trackers),
     )
+
+
+def _teacher_encoder(teacher: Teacher, folder: str) -> PromptEncoder:
+    """How the teacher makes its prompts, which reads along or whose vocabulary is compared; `folder` is its model's."""
+    model = Checkpoint(kind="checkpoint", path=folder)
+    return prompt_encoder(teacher, folder, teacher.task == "generation" and is_encoder_decoder(model))
 
 
 def prompt_encoder(role: Teacher | Student, tokenizer: str, encoder: bool) -> PromptEncoder:

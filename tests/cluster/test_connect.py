@@ -6,8 +6,13 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from raykd import reaper
+from raykd.cluster import connect
 from raykd.cluster.connect import MARK
+from raykd.errors import ClusterError
+from raykd.recipe.cluster import Cluster
 
 
 def listening() -> set[tuple[str, int]]:
@@ -76,3 +81,26 @@ def test_rays_agents_keep_the_mark(ray_session):
     mark = f"{MARK}={os.environ[MARK]}".encode()
     titles = [Path(f"/proc/{pid}/comm").read_text() for pid, _ in reaper.marked(mark)]
     assert sum(title.startswith(("ray::Dash", "ray::Runtim")) for title in titles) == 2, titles
+
+
+def test_processes_are_started_with_the_folder_of_modules_on_their_path(monkeypatch, tmp_path):
+    for before in ("/one", None):
+        monkeypatch.setenv("PYTHONPATH", before) if before else monkeypatch.delenv("PYTHONPATH")
+        with connect._on_path([tmp_path / "a.py", tmp_path / "b"]):
+            assert os.environ["PYTHONPATH"] == ":".join([*([before] if before else []), str(tmp_path)])
+        with connect._on_path([]):
+            assert os.environ.get("PYTHONPATH") == before
+        assert os.environ.get("PYTHONPATH") == before
+
+
+def test_a_job_with_modules_of_its_own_is_one_line(monkeypatch, tmp_path):
+    import ray
+
+    def refuse(**options):
+        assert options["runtime_env"] == {"py_modules": [str(tmp_path / "a.py")]}
+        raise ValueError("Failed to merge the Job's runtime env")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(ClusterError, match="py_modules of its own: put what they are beside a.py, whose copies"):
+        with connect._joined(Cluster(), False, [tmp_path / "a.py"]):
+            pass

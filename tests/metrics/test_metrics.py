@@ -5,8 +5,9 @@ import pytest
 import sacrebleu
 
 from raykd.errors import DataError, RecipeError
-from raykd.metrics import METRICS, get
+from raykd.metrics import get, lower_is_better
 from raykd.metrics.text import bleu, chrf, edit_distance, exact_match, phoneme_error_rate, word_error_rate
+from raykd.recipe.names import METRIC, known_names
 
 
 def naive_distance(left, right):
@@ -86,14 +87,14 @@ def test_rows_may_have_different_numbers_of_references(metric):
     assert metric(predictions, ragged) > metric(predictions, [r[:1] for r in ragged])
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", known_names(METRIC))
 def test_what_cannot_be_scored_is_a_data_error(name):
     with pytest.raises(DataError, match="no predictions"):
-        METRICS[name]([], [])
+        get(name)([], [])
     with pytest.raises(DataError, match="2 predictions, but references for 1"):
-        METRICS[name](["a", "b"], [["a"]])
+        get(name)(["a", "b"], [["a"]])
     with pytest.raises(DataError, match="prediction 1 has no reference"):
-        METRICS[name](["a", "b"], [["a"], []])
+        get(name)(["a", "b"], [["a"], []])
 
 
 def test_answers_without_a_token_are_a_data_error():
@@ -106,18 +107,29 @@ def always_seven(predictions, references):
 
 
 def test_get_finds_metrics_by_name_and_by_module():
-    assert all(get(name) is metric for name, metric in METRICS.items())
+    assert [get("bleu"), get("exact_match")] == [bleu, exact_match]
+    assert len(known_names(METRIC)) == 14 and all(callable(get(name)) for name in known_names(METRIC))
     assert get(f"{__name__}:always_seven") is always_seven
 
 
 def test_get_names_the_nearest_metric():
     for name, message in (
         ("phonem_error_rate", "unknown metric 'phonem_error_rate'; did you mean phoneme_error_rate?"),
-        ("xyz", "unknown metric 'xyz'; known: phoneme_error_rate, "),
+        ("xyz", "unknown metric 'xyz'; known: chunk_f1, "),
         ("no_such_module:f", "No module named 'no_such_module'"),
-        (f"{__name__}:sven", "has no function sven"),
+        (f"{__name__}:sven", "has no metric sven"),
         (":f", "Empty module name"),
     ):
         with pytest.raises(RecipeError) as error:
             get(name)
         assert message in str(error.value)
+
+
+def test_whether_less_is_better_stands_beside_the_metric(tmp_path, monkeypatch):
+    assert lower_is_better("word_error_rate") and lower_is_better("test/phoneme_error_rate")
+    assert lower_is_better("dev_loss") and not lower_is_better("bleu")
+    code = "LOWER_IS_BETTER = ('distance',)\ndef distance(p, r): ...\ndef overlap(p, r): ...\n"
+    (tmp_path / "edits.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert lower_is_better("edits:distance") and not lower_is_better("edits:overlap")
+    assert not lower_is_better("gone_module:word_error_rate")

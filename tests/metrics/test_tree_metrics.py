@@ -9,6 +9,7 @@ from raykd.data.tasks.trees import gold_tree, leaves
 from raykd.data.tasks.unlabelled_trees import unlabelled
 from raykd.errors import DataError
 from raykd.metrics import trees as scores
+from raykd.recipe.names import METRIC, known_names
 
 GOLD = "(TOP (S (NP (DT The) (JJ big) (NN dog)) (VP (VBZ barks) (ADVP (RB loudly))) (. .)))"
 RELEASED = "( ( ( ( The ) ( big ) ( dog ) ) ( ( barks ) ( loudly ) ) ( . ) ) )"
@@ -116,7 +117,7 @@ def test_agreement_of_teacher_and_student():
     assert (found.deciles[6].better, found.deciles[6].worse) == (0, 2)
 
 
-@pytest.mark.parametrize("name", [name for name in metrics.METRICS if "bracket" in name])
+@pytest.mark.parametrize("name", [name for name in known_names(METRIC) if "bracket" in name])
 def test_every_one_has_a_name_and_refuses_nothing_to_score(name):
     with pytest.raises(DataError):
         metrics.get(name)([], [])

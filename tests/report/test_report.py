@@ -53,24 +53,25 @@ def scored(folder, arm, **metrics):
 def finished(folder):
     stats = {"rows": 5, "output_tokens": 40, "tokens_per_second": 4.0}
     manifest(folder, "teacher/labels", "label", 0, {"store": "x"}, TEACHER, ["unlabelled", "test"], **stats)
-    quality = {"round": 0, "labeller": "teacher", "rows": 5, "metrics": {"e_rate": 9.0}}
+    quality = {"round": 0, "labeller": "teacher", "rows": 5, "metrics": {"word_error_rate": 9.0}}
     manifest(folder, "teacher/quality", "quality", 10, quality, TEACHER)
     by_0 = StageAbout("mckd", own=True, round=1, partition=0)
     manifest(folder, "mckd/round-1/labels-by-0", "label", 10, {"store": "x"}, by_0, ["part-1"], rows=5, output_tokens=7)
     manifest(folder, "mckd/final", "train", 10, {"model": "m"}, rows=5, tokens=60, tokens_per_second=6.0)
     (folder / "mckd/final/log.jsonl").write_text('{"step": 10, "loss": 2.5}\n{"step": 10, "dev_loss": 2.0}\n{"st')
     for arm, rate in (("teacher", 8.123456), ("gold_only", 40.0), ("distilled", 25.0), ("mckd", 30.0)):
-        scored(folder, arm, e_rate=rate, bleu=100 - rate)
+        scored(folder, arm, word_error_rate=rate, bleu=100 - rate)
     return folder
 
 
 def test_the_numbers(finished):
     report = write_report(finished)
     assert report == json.loads((finished / "report.json").read_text())
-    assert report["complete"] and report["arms"]["mckd"] == {"e_rate": 30.0, "bleu": 70.0}
+    assert report["complete"] and report["arms"]["mckd"] == {"word_error_rate": 30.0, "bleu": 70.0}
     assert list(report["arms"]) == ["teacher", "gold_only", "distilled", "mckd"]
-    assert report["arms"]["teacher"]["e_rate"] == 8.123456
-    assert report["pseudo_targets"] == [{"round": 0, "labeller": "teacher", "rows": 5, "metrics": {"e_rate": 9.0}}]
+    assert report["arms"]["teacher"]["word_error_rate"] == 8.123456
+    quality = {"round": 0, "labeller": "teacher", "rows": 5, "metrics": {"word_error_rate": 9.0}}
+    assert report["pseudo_targets"] == [quality]
     assert report["licences"] == {"data": "CC BY 4.0", "teacher": "not stated"}
     assert report["again"] == f"raykd run {finished}/recipe.yaml"
 
@@ -135,7 +136,8 @@ def test_what_students_memorise_and_what_was_chosen(finished):
 
 
 @pytest.mark.parametrize(("metric", "seen", "unseen", "warned"), [
-    ("bleu", 90.0, 87.0, True), ("bleu", 99.0, 87.0, False), ("e_rate", 5.0, 8.0, True), ("e_rate", 1.0, 13.0, False),
+    ("bleu", 90.0, 87.0, True), ("bleu", 99.0, 87.0, False),
+    ("word_error_rate", 5.0, 8.0, True), ("word_error_rate", 1.0, 13.0, False),
 ])  # fmt: skip
 def test_students_that_learn_little_by_heart_are_warned_of(finished, metric, seen, unseen, warned):
     students = [{"partition": 0, "seen": seen, "unseen": unseen}, {"partition": 1, "seen": seen, "unseen": unseen}]
@@ -150,12 +152,12 @@ def test_students_that_learn_little_by_heart_are_warned_of(finished, metric, see
 @pytest.mark.parametrize(("value", "rows", "warned"), [(12.5, 5, True), (7.0, 5, False), (12.5, 6, False)])
 def test_pseudo_targets_worse_than_the_teachers_are_warned_of(finished, value, rows, warned):
     """Not where the teacher's worst were dropped, and are not among what it is scored on."""
-    quality = {"round": 1, "labeller": "students", "rows": rows, "metrics": {"e_rate": value}}
+    quality = {"round": 1, "labeller": "students", "rows": rows, "metrics": {"word_error_rate": value}}
     manifest(finished, "mckd/round-1/quality", "quality", 15, quality, ROUND_1)
     warnings = write_report(finished)["warnings"]
     expected = (
-        "The pseudo-targets of round 1 are worse than the teacher's (e_rate 12.5 against 9.0): where this was so, "
-        "relabelling lost to plain distillation (arms.distilled)."
+        "The pseudo-targets of round 1 are worse than the teacher's (word_error_rate 12.5 against 9.0): where this "
+        "was so, relabelling lost to plain distillation (arms.distilled)."
     )
     assert warnings == ([expected] if warned else [])
 
@@ -202,7 +204,7 @@ def test_what_is_compared_of_trees(tmp_path, form):
 def test_the_best_is_bold_and_compared_with_the_control(finished):
     write_report(finished)
     text = (finished / "report.md").read_text()
-    assert "| arm | e_rate ↓ | bleu ↑ |" in text
+    assert "| arm | word_error_rate ↓ | bleu ↑ |" in text
     assert "| teacher | **8.12 (-79.7 %)** | **91.88 (+53.1 %)** |" in text
     assert "| gold_only | 40.00 | 60.00 |" in text
     assert "| distilled | **25.00 (-37.5 %)** | **75.00 (+25.0 %)** |" in text  # the best student
@@ -211,13 +213,13 @@ def test_the_best_is_bold_and_compared_with_the_control(finished):
 
 
 def test_an_arm_or_metric_that_others_lack(finished):
-    scored(finished, "mine", e_rate=1.0)
+    scored(finished, "mine", word_error_rate=1.0)
     assert list(write_report(finished)["arms"])[-1] == "mine"
     assert "| mine | **1.00 (-97.5 %)** |  |" in (finished / "report.md").read_text()
 
 
 def test_without_a_control_nothing_is_compared(folder):
-    scored(folder, "mckd", e_rate=1.0)
+    scored(folder, "mckd", word_error_rate=1.0)
     write_report(folder)
     assert "| mckd | 1.00 |" in (folder / "report.md").read_text()
     assert "gold_only" not in (folder / "report.html").read_text().partition("<details>")[0]

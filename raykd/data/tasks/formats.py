@@ -1,14 +1,18 @@
-"""Output formats: what the targets of a task look like, by the names that recipes have for them."""
+"""Output formats: what the targets of a task look like, by the names that recipes have for them.
+
+A file of this package that has a format ends with FORMATS, a literal dict from the names that recipes have to its
+formats. A file that stands there is known; recipes are checked against it without importing it.
+"""
 
 from __future__ import annotations
 
 import difflib
-import importlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from raykd.errors import RecipeError
+from raykd.recipe import names
 
 
 @dataclass(frozen=True)
@@ -23,18 +27,9 @@ class Format:
     repair: Callable[[str, str], str | None]
 
 
-# name -> where it is; a module is loaded when its format is needed
-FORMATS = {
-    "text": "raykd.data.tasks.formats:TEXT",
-    "trees": "raykd.data.tasks.unlabelled_trees:UNLABELLED",
-    "labelled_trees": "raykd.data.tasks.labelled_trees:LABELLED",
-    "release_trees": "raykd.data.tasks.release_trees:RELEASE",
-    "slots": "raykd.data.tasks.interleaved:INTERLEAVED",
-    "top": "raykd.data.tasks.top:TOP",
-    "intent": "raykd.data.tasks.intents:INTENT_NAME",
-}
 TREES = ("trees", "labelled_trees", "release_trees")
 TEXT = Format(lambda input, text: None, lambda input, text: text)
+FORMATS = {"text": TEXT}
 
 
 def label_format(labels: Sequence[str]) -> Format:
@@ -53,9 +48,9 @@ def label_format(labels: Sequence[str]) -> Format:
     def repair(input: str, text: str) -> str | None:
         if invalid(input, text) is None:
             return text
-        names = named.findall(text)
-        if names:
-            return names[-1] if names[-1] in labels else lower[names[-1].lower()]
+        mentioned = named.findall(text)
+        if mentioned:
+            return mentioned[-1] if mentioned[-1] in labels else lower[mentioned[-1].lower()]
         near = {label: difflib.SequenceMatcher(None, label.lower(), text.lower()).ratio() for label in labels}
         best = max(labels, key=lambda label: near[label])
         return best if near[best] else None
@@ -74,15 +69,7 @@ def get_format(name: str, labels: Sequence[str] | None = None) -> Format:
                 "pseudo_targets.format: labels are those of student.labels, which the recipe does not give"
             )
         return label_format(labels)
-    module, colon, attribute = FORMATS.get(name, name).partition(":")
-    if not colon:
-        near = difflib.get_close_matches(name, [*FORMATS, "labels"], n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(FORMATS)}, labels, or module:name"
-        raise RecipeError(f"pseudo_targets.format: unknown format {name!r}; {hint}")
-    try:
-        form = getattr(importlib.import_module(module), attribute, None)
-    except (ImportError, ValueError) as error:  # ValueError: an empty module name
-        raise RecipeError(f"pseudo_targets.format: {name}: {error}") from None
+    form = names.load(names.FORMAT, name, "pseudo_targets.format")
     if not isinstance(form, Format):
-        raise RecipeError(f"pseudo_targets.format: {name}: {module} has no Format of that name")
+        raise RecipeError(f"pseudo_targets.format: {name}: expected a Format, found a {type(form).__name__}")
     return form

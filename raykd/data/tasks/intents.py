@@ -25,3 +25,4 @@ def repair_intent(input: str, target: str) -> str:
 
 
 INTENT_NAME = Format(invalid_intent, repair_intent)
+FORMATS = {"intent": INTENT_NAME}

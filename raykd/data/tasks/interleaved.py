@@ -38,3 +38,4 @@ def repair_interleaved(input: str, target: str) -> str:
 
 
 INTERLEAVED = Format(invalid_interleaved, repair_interleaved)
+FORMATS = {"slots": INTERLEAVED}

@@ -43,3 +43,4 @@ def repair_labelled(input: str, target: str) -> str:
 
 
 LABELLED = Format(invalid_labelled, repair_labelled)
+FORMATS = {"labelled_trees": LABELLED}

@@ -78,3 +78,4 @@ def release_repair(input: str, target: str) -> str:
 
 
 RELEASE = Format(invalid_release, repair_release)
+FORMATS = {"release_trees": RELEASE}

@@ -54,3 +54,4 @@ def repair_top(input: str, target: str) -> str:
 
 
 TOP = Format(invalid_top, repair_top)
+FORMATS = {"top": TOP}

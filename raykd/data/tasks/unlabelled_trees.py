@@ -42,3 +42,4 @@ def repair_unlabelled(input: str, target: str) -> str:
 
 
 UNLABELLED = Format(invalid_unlabelled, repair_unlabelled)
+FORMATS = {"trees": UNLABELLED}

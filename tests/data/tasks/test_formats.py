@@ -2,8 +2,9 @@
 
 import pytest
 
-from raykd.data.tasks.formats import FORMATS, Format, get_format
+from raykd.data.tasks.formats import Format, get_format
 from raykd.errors import RecipeError
+from raykd.recipe.names import FORMAT, known_names
 
 
 def test_a_label_is_one_of_the_student_s():
@@ -37,7 +38,7 @@ def test_a_label_is_named_by_whole_words_and_the_longest_counts(labels, answer, 
         ("slot", "did you mean slots?"),
         ("labels", "student.labels"),
         ("nowhere:FORM", "nowhere"),
-        ("raykd.data.tasks.formats:label_format", "no Format of that name"),
+        ("raykd.data.tasks.formats:label_format", "expected a Format, found a function"),
     ],
 )
 def test_a_format_that_is_not_there_is_refused(name, message):
@@ -46,5 +47,6 @@ def test_a_format_that_is_not_there_is_refused(name, message):
 
 
 def test_every_format_s_module_has_it():
-    for name in FORMATS:
+    assert len(known_names(FORMAT)) == 7
+    for name in known_names(FORMAT):
         assert isinstance(get_format(name), Format)
