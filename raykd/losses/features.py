@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -95,31 +96,32 @@ class HiddenCosine(nn.Module):
         return _mean(sums)
 
 
+@dataclass(eq=False)
 class CrossCorrelation(nn.Module):
     """`cross_correlation` between a layer of the student and one of the teacher, as a FeatureLoss.
 
-    Its statistics are those of all tokens of the global batch. `keep`: the masked variant, in which each step teaches
-    every feature with this probability; `mask` says whether they replace the others or are added, see `FeatureMask`.
+    Its statistics are those of all tokens of the global batch.
+
+    normalisation, off_diagonal, epsilon  see `CorrelationSettings`
+    keep  the masked variant, in which each step teaches every feature with this probability
+    mask  whether these replace all features or are added to them, see `FeatureMask`
     """
 
+    student_layer: int = -1
+    teacher_layer: int = -1
+    normalisation: Literal["paper", "release"] = "paper"
+    off_diagonal: float = 0.005
+    epsilon: float = 1e-5
+    keep: float | None = None
+    mask: Literal["replace", "add"] = "replace"
     linear = False
 
-    def __init__(
-        self,
-        student_layer: int = -1,
-        teacher_layer: int = -1,
-        normalisation: Literal["paper", "release"] = "paper",
-        off_diagonal: float = 0.005,
-        epsilon: float = 1e-5,
-        keep: float | None = None,
-        mask: Literal["replace", "add"] = "replace",
-    ):
+    def __post_init__(self) -> None:
         super().__init__()
-        self.pair = LayerPair(student_layer, teacher_layer)
+        self.pair = LayerPair(self.student_layer, self.teacher_layer)
         self.student_needs = frozenset({self.pair.student})
         self.teacher_needs = frozenset({self.pair.teacher})
-        self.settings = CorrelationSettings(normalisation, off_diagonal, epsilon)
-        self.keep, self.mask = keep, mask
+        self.settings = CorrelationSettings(self.normalisation, self.off_diagonal, self.epsilon)
         self.width = 0  # D, the teacher's
 
     def fit(self, student_widths: Mapping[Feature, int], teacher_widths: Mapping[Feature, int]) -> None:

@@ -96,10 +96,10 @@ REMOTE_CODE = "transformers loads code from the hub for it"
 NO_OUTPUTS = "the engine reads token ids alone"
 # options of GenerationConfig that would undo what the engine does, or that it cannot run
 RESERVED = {
-    "do_sample": "set sampling.temperature",
-    "max_new_tokens": "set sampling.max_tokens",
-    "max_length": "set sampling.max_tokens",
-    "num_return_sequences": "set sampling.n",
+    "do_sample": "set temperature beside options",
+    "max_new_tokens": "set max_tokens beside options",
+    "max_length": "set max_tokens beside options",
+    "num_return_sequences": "set n beside options",
     "return_dict_in_generate": NO_OUTPUTS,
     "output_attentions": NO_OUTPUTS,
     "output_hidden_states": NO_OUTPUTS,
@@ -122,11 +122,11 @@ RESERVED = {
 }
 # options of SamplingParams that the engine sets itself, or that hold an object
 VLLM_RESERVED = {
-    "logprobs": "teacher.payload decides it",
+    "logprobs": "the teacher's payload decides it",
     "flat_logprobs": "the engine sets it",
     "output_kind": "the engine sets it",
     "prompt_logprobs": "the engine sets it",
-    "seed": "set sampling.seeded",
+    "seed": "set seeded beside options",
     "structured_outputs": "it is an object, which a recipe cannot hold",
     "repetition_detection": "it is an object, which a recipe cannot hold",
 }

@@ -21,6 +21,9 @@ from raykd.recipe.modules import names_a_module_of
 from raykd.recipe.recipe import Recipe
 from raykd.recipe.renamed import renamed_names
 
+NESTED = "sections are nested too deeply, or hold themselves"
+
+
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """The recipe in a YAML file, changed by overrides, each `section.field=value`. Relative paths stay as they are.
@@ -46,7 +49,11 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
     for text in overrides or []:
         _override(tree, text)
-    if tree.get("modules") is None and names_a_module_of(tree, path.absolute().parent):
+    try:
+        own = tree.get("modules") is None and names_a_module_of(tree, path.absolute().parent)
+    except RecursionError:
+        raise RecipeError(f"{path}: {NESTED}") from None
+    if own:
         tree["modules"] = str(path.absolute().parent)
     return parse_recipe(tree, str(path))
 
@@ -64,7 +71,7 @@ def parse_recipe(tree: dict[str, Any], where: str) -> Recipe:
     except ValidationError as error:
         lines = [_one_line(details) for details in error.errors() if not _of_another_member(details)]
     except RecursionError:
-        lines = ["sections are nested too deeply"]
+        lines = [NESTED]
     raise RecipeError(one_message(where, lines))
 
 
@@ -126,7 +133,7 @@ def resolve_paths(recipe: Recipe) -> Recipe:
             for name in type(value).model_fields:
                 old = getattr(value, name)
                 new = absolute(old)
-                local = name in ("path", "modules") or (name == "name" and isinstance(value, DatasetRows))
+                local = name == "path" or (name, type(value)) in (("modules", Recipe), ("name", DatasetRows))
                 # os.path.exists is False too for a name that is too long
                 if local and old is not None and "://" not in old and os.path.exists(old):
                     new = str(Path(old).absolute())

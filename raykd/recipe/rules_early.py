@@ -177,8 +177,8 @@ def there_are_inputs_to_learn(recipe: Recipe) -> None:
 def a_student_that_follows_has_rows_to_begin_with(recipe: Recipe) -> None:
     if isinstance(recipe.method, Distill) and recipe.method.overlap and recipe.teacher.shard_rows < 2:
         raise ValueError(
-            f"{teacher_field(recipe)}.shard_rows: with method.overlap the first shard is learnt and evaluated on: expected 2 or more, "
-            f"found {recipe.teacher.shard_rows}"
+            f"{teacher_field(recipe)}.shard_rows: with method.overlap the first shard is learnt and evaluated on: "
+            f"expected 2 or more, found {recipe.teacher.shard_rows}"
         )
 
 

@@ -47,7 +47,9 @@ def _atkd(loss, inputs, params):
         left_out, ids = left_out[:, 1:], None if ids is None else ids[:, 1:]
     temperature = params.get("temperature", 1.0)
     temperatures = [params.get(f"{who}_temperature", temperature) for who in ("student", "teacher")]
-    if getattr(loss.loss, "reverse", False):  # the release exchanges the logits and leaves the temperatures where they are
+    if getattr(
+        loss.loss, "reverse", False
+    ):  # the release exchanges the logits and leaves the temperatures where they are
         temperatures.reverse()
     keep = left_out if loss.name == "total_variation" else ~left_out  # the release averages what it should leave out
     target = None if loss.name not in ("dkd", "atkd") else ids

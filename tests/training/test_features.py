@@ -233,7 +233,10 @@ def test_only_the_layers_that_are_wanted_are_kept(teacher, wanted):
 
 def test_a_layer_that_is_not_there_is_one_line(tmp_path, shared_tokenizer, teacher):
     for losses, words in (
-        ({"hidden_mse": {"student_layer": 3}}, r"BertForSequenceClassification has hidden states 0 to 2, or -3 to -1; found 3"),
+        (
+            {"hidden_mse": {"student_layer": 3}},
+            r"BertForSequenceClassification has hidden states 0 to 2, or -3 to -1; found 3",
+        ),
         ({"hidden_mse": {"teacher_layer": -6}}, r"has hidden states 0 to 4, or -5 to -1; found -6"),
     ):
         spec = training_spec(tmp_path, shared_tokenizer, teacher, losses={"cross_entropy": {}, **losses})

@@ -131,7 +131,10 @@ def nan_loss(student_NE, at_N):
 
 def test_a_users_own_loss_is_used(tmp_path, shared_tokenizer):
     with pytest.raises(TrainingError, match="the loss is nan"):
-        train(training_spec(tmp_path, shared_tokenizer, losses={"test_loop:nan_loss": {"teacher_outputs": False}}), lambda m, f: None)
+        train(
+            training_spec(tmp_path, shared_tokenizer, losses={"test_loop:nan_loss": {"teacher_outputs": False}}),
+            lambda m, f: None,
+        )
 
 
 def test_rows_that_are_too_long_are_bad_rows(tmp_path, shared_tokenizer):
@@ -250,10 +253,15 @@ def test_the_model_is_chosen_by_its_answers_at_fractions_of_an_epoch(tmp_path, s
 
 
 def test_an_unknown_schedule_is_one_line(tmp_path, shared_tokenizer):
+    for changes, words in (
+        ({"schedule": "cosin"}, "no such schedule: 'cosin'; did you mean cosine"),
+        ({"schedule": "cosine", "schedule_options": {"cycles": 1}}, "schedule_options"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            training_spec(tmp_path, shared_tokenizer, **changes)
+    unchecked = training_spec(tmp_path, shared_tokenizer).training.model_copy(update={"schedule": "cosin"})
     with pytest.raises(RecipeError, match="training.schedule 'cosin'"):
-        train(training_spec(tmp_path, shared_tokenizer, schedule="cosin"), nothing)
-    with pytest.raises(RecipeError, match="training.schedule 'cosine'"):
-        train(training_spec(tmp_path, shared_tokenizer, schedule="cosine", schedule_options={"cycles": 1}), nothing)
+        setup.build_schedule(unchecked, 10)
 
 
 def test_a_damaged_checkpoint_is_one_line(tmp_path, shared_tokenizer):

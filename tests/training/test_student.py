@@ -5,8 +5,8 @@ import socket
 
 import pytest
 import torch
-from named_losses import token_loss
 import torch.multiprocessing as mp
+from named_losses import token_loss
 from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     AutoConfig,
