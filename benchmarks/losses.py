@@ -55,13 +55,14 @@ def inputs(args: argparse.Namespace) -> dict[str, torch.Tensor]:
 
 
 def raykd_chunked(x: dict[str, torch.Tensor], beta: float) -> torch.Tensor:
-    from raykd.losses.kinds import TokenLoss
+    from raykd.losses.divergences import jsd
     from raykd.losses.logits import HeadLogits
+    from raykd.losses.loss import make_loss
     from raykd.losses.tokens import TokenBatch, token_losses
 
     student, teacher = HeadLogits((x["hs"],), (x["ws"],)), HeadLogits((x["ht"],), (x["wt"],))
     batch = TokenBatch(x["labels"], teacher)
-    return token_losses([TokenLoss("jsd", options={"beta": beta})], student, batch).total
+    return token_losses([make_loss(jsd, beta=beta)], student, batch).total
 
 
 def plain(x: dict[str, torch.Tensor], beta: float) -> torch.Tensor:
@@ -78,13 +79,14 @@ def plain(x: dict[str, torch.Tensor], beta: float) -> torch.Tensor:
 
 
 def raykd_top_k(x: dict[str, torch.Tensor], beta: float) -> torch.Tensor:
-    from raykd.losses.kinds import TokenLoss
+    from raykd.losses.divergences import forward_kl
     from raykd.losses.logits import HeadLogits
+    from raykd.losses.loss import make_loss
     from raykd.losses.teachers import TopK
     from raykd.losses.tokens import TokenBatch, token_losses
 
     batch = TokenBatch(x["labels"], TopK(x["ids"], x["logprobs"], "renormalise"))
-    return token_losses([TokenLoss("forward_kl")], HeadLogits((x["hs"],), (x["ws"],)), batch).total
+    return token_losses([make_loss(forward_kl)], HeadLogits((x["hs"],), (x["ws"],)), batch).total
 
 
 def whole_top_k(x: dict[str, torch.Tensor], beta: float) -> torch.Tensor:

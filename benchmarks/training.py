@@ -403,7 +403,8 @@ def dev_loss(model_folder: Path, folder: Path) -> float:
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    from raykd.losses.kinds import TokenLoss
+    from raykd.losses.divergences import cross_entropy
+    from raykd.losses.loss import make_loss
     from raykd.losses.tokens import TokenBatch
     from raykd.models.tokenizers import encode_inputs, encode_targets, load_tokenizer
     from raykd.training import batches
@@ -424,7 +425,7 @@ def dev_loss(model_folder: Path, folder: Path) -> float:
             rows_32 = slice(at, at + 32)
             tensors = batches.collate(sources[rows_32], targets[rows_32], tokenizer.pad_token_id, not encoder)
             batch = TokenBatch(tensors.pop("labels"))
-            term = student(tensors, [TokenLoss("cross_entropy")], batch).terms["cross_entropy"]
+            term = student(tensors, [make_loss(cross_entropy)], batch).terms["cross_entropy"]
             total += torch.tensor([term.sum.item(), term.denominator.item()])
     return (total[0] / total[1]).item()
 
