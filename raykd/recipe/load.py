@@ -24,7 +24,6 @@ from raykd.recipe.renamed import renamed_names
 NESTED = "sections are nested too deeply, or hold themselves"
 
 
-
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """The recipe in a YAML file, changed by overrides, each `section.field=value`. Relative paths stay as they are.
 

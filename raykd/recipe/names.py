@@ -183,7 +183,7 @@ def _named(value: Any, annotations: tuple[Any, ...], path: str) -> Iterator[Name
     elif isinstance(value, dict):
         key_type, value_type = get_args(_member(annotation, dict)) or (Any, Any)
         for key, part in value.items():
-            yield from _named(key, (key_type,), f"{path}.{key}")
+            yield from _named(key, (key_type,), path)
             yield from _named(part, (value_type,), f"{path}.{key}")
 
 

@@ -9,7 +9,6 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,11 @@ from raykd.data.prompts import PromptEncoder
 from raykd.data.sources import FileSource
 from raykd.data.splits import Splits
 from raykd.engines.engine import reject
-from raykd.errors import DataError, ModelError, RaykdError, RecipeError, comes_again, first_line
+from raykd.errors import DataError, RecipeError, first_line
 from raykd.models import admits
-from raykd.models.files import known_type, saved_configuration
-from raykd.models.layers import require_layer
-from raykd.models.tokenizers import encode_inputs, load_tokenizer, shared_vocab_size, tokenizer_mark
+from raykd.models.files import saved_configuration
+from raykd.models.tokenizers import encode_inputs, load_tokenizer
 from raykd.recipe.generation import EndpointEngine, TopKPayload, VllmEngine
-from raykd.recipe.losses import FeatureLoss
 from raykd.recipe.methods import Mckd
 from raykd.recipe.metrics import metric_kinds
 from raykd.recipe.models import EndpointModel, FromConfig, Model
@@ -38,6 +35,7 @@ from raykd.recipe.roles import Student, Teacher
 from raykd.recipe.training import Training
 from raykd.run.session import Session
 from raykd.stages.label import decoding_parts
+from raykd.stages.preflight_losses import in_field, require_agreement, require_losses_of_task
 from raykd.stages.prompts import prompt_shots
 from raykd.stages.rows import json_lines, output_format, read_rows
 from raykd.stages.tokenizer import shared_tokenizer
@@ -74,7 +72,7 @@ def preflight(session: Session) -> None:
     _check_surroundings(recipe)
     trainings = list(_trainings(recipe, splits, shared))
     for training in trainings:
-        _check_training(session, training)
+        _check_training(session, training, splits.unlabelled[:FIRST])
     _check_teacher(recipe, shared)
     for field, role in ((teacher_field(recipe), recipe.teacher), ("student", recipe.student)):
         _check_prompts(recipe, field, role, shared, splits.unlabelled[:FIRST])
@@ -109,31 +107,17 @@ def _learns_gold(recipe: Recipe) -> bool:
     return mixed_in or "gold" in recipe.student.training.sequences.sources()
 
 
-@contextmanager
-def _named(field: str) -> Iterator[None]:
-    """Put the recipe's field before the message of an error; one of Python that would come again is a RecipeError."""
-    try:
-        yield
-    except RaykdError as error:
-        raise type(error)(f"{field}: {error}") from None
-    except Exception as error:
-        if not comes_again(error):
-            raise
-        raise RecipeError(f"{field}: {type(error).__name__}: {first_line(error)}") from None
-
-
 # ------------------------------------------------------------------------------------------------------------ trainings
 
 
-def _check_training(session: Session, plan: _Training) -> None:
-    """Raise an error for a training that could not begin."""
+def _check_training(session: Session, plan: _Training, inputs: list[Example]) -> None:
+    """Raise an error for a training that could not begin; `inputs`: the first ones."""
     from raykd.training import setup
-    from raykd.training.losses import build_losses
 
     role, settings = plan.role, plan.training
-    with _named(plan.field):
+    with in_field(plan.field):
         if plan.field != "arms.gold_only":
-            build_losses(settings)
+            require_losses_of_task(settings, role.task)
         setup.build_schedule(settings, settings.max_steps or setup.UNKNOWN_STEPS)
         tokenizer = load_tokenizer(plan.tokenizer, role.task == "generation")
         model = admits.admitted_model(plan.model, tokenizer, role.task, role.labels)
@@ -150,7 +134,7 @@ def _check_training(session: Session, plan: _Training) -> None:
     for split, examples in plan.rows.items():
         _check_gold(session.recipe, plan, encoder, positions, split, examples[:FIRST])
     if plan.field == "student.training" and settings.needs_teacher():
-        _check_agreement(session.recipe, plan, tokenizer, model)
+        require_agreement(session.recipe, plan.tokenizer, model, inputs)
 
 
 def _check_gold(
@@ -177,28 +161,6 @@ def _check_gold(
         raise DataError(f"{plan.field}: none of the first {len(rows)} rows of {split} can be learnt: {reason}")
 
 
-def _check_agreement(recipe: Recipe, plan: _Training, tokenizer: Any, model: Any) -> None:
-    """Raise ModelError where the losses cannot compare the student with its teacher."""
-    teacher = recipe.teacher
-    if isinstance(teacher.model, EndpointModel):
-        return
-    folder = plan.tokenizer if isinstance(teacher.model, FromConfig) else teacher.model.path
-    config = _configuration(teacher.model)
-    if teacher.task == "generation":
-        with _named("student.training.losses"):
-            shared_vocab_size(tokenizer, load_tokenizer(folder))
-    for name, loss in ((name, loss) for name, loss in plan.training.losses.items() if isinstance(loss, FeatureLoss)):
-        with _named(f"student.training.losses.{name}"):
-            require_layer(model.config, loss.student_layer, "the student")
-            require_layer(config, loss.teacher_layer, "the teacher")
-    if teacher.task == "extractive_qa" and tokenizer_mark(plan.tokenizer) != tokenizer_mark(folder):
-        raise ModelError("student.training: spans are places in a prompt: student and teacher need the same tokenizer")
-
-
-def _configuration(model: Model) -> Any:
-    return known_type(model.model_type) if isinstance(model, FromConfig) else saved_configuration(model.path)
-
-
 # -------------------------------------------------------------------------------------------------- teacher and prompts
 
 
@@ -209,7 +171,7 @@ def _check_teacher(recipe: Recipe, shared: str) -> None:
         return
     opens = teacher.engine.kind in ("vllm", "transformers")
     if opens and not teacher.fine_tune and not isinstance(teacher.model, FromConfig):
-        with _named(f"{teacher_field(recipe)}.model"):
+        with in_field(f"{teacher_field(recipe)}.model"):
             admits.require_trained_for(teacher.model.path, teacher.task)
             tokenizer = load_tokenizer(teacher.model.path, teacher.task == "generation")
             admits.admitted_model(teacher.model, tokenizer, teacher.task, teacher.labels)
@@ -252,7 +214,7 @@ def _check_prompts(recipe: Recipe, field: str, role: Teacher | Student, shared: 
     tokenizer = None
     if not isinstance(model, EndpointModel):
         tokenizer = load_tokenizer(shared if isinstance(model, FromConfig) else model.path, role.task == "generation")
-    with _named(f"{field}.prompt"):
+    with in_field(f"{field}.prompt"):
         shots, prompt = prompt_shots(role), role.prompt
         if not isinstance(prompt, str) and prompt.shots and prompt.shots.encoder:  # whose weights take time to read
             load_tokenizer(prompt.shots.encoder, generates=False)
@@ -336,7 +298,7 @@ def _check_metrics(recipe: Recipe, splits: Splits) -> None:
     for field, name, examples in scored:
         rows = [example for example in examples[:SCORED] if example.target is not None]
         if rows:
-            with _named(f"{field}: {name}"):
+            with in_field(f"{field}: {name}"):
                 metrics.get(name)([e.target or "" for e in rows], [e.references_with_target() for e in rows])
 
 
@@ -360,7 +322,7 @@ def _check_surroundings(recipe: Recipe) -> None:
     if recipe.teacher.store:
         field = f"{teacher_field(recipe)}.store"
         _check_place(field, recipe.teacher.store)
-        with _named(field):
+        with in_field(field):
             parts = decoding_parts(recipe.teacher, recipe.seed)
             require_parts(recipe.teacher.store, parts | code_digests(recipe.teacher.engine, recipe.modules))
 

@@ -24,6 +24,9 @@ student:
 """
 
 
+HOLD_THEMSELVES = ["a: &x [*x]", "&x {a: *x}", SMALL + "metrics: &x [*x]", "modules: .\na: &x {b: [*x]}"]
+
+
 @pytest.fixture
 def small(tmp_path):
     path = tmp_path / "small.yaml"
@@ -104,13 +107,22 @@ def test_there_are_shipped_recipes():
             "student.training={learning_rate: 1, epochs: 1, schedule: constant, warmup_ratio: 0.2}",
             ["student.training: warmup_ratio does nothing: the schedule is constant"],
         ),
-        ("student.training.losses={teacher_ms: {}}", ["losses.teacher_ms: no such loss; did you mean teacher_mse?"]),
-        ("student.training.losses={jsd: {hard_share: 0.1}}", ["losses.jsd.hard_share does nothing: it is atkd's"]),
+        (
+            "student.training.losses={teacher_ms: {}}",
+            ["student.training.losses: teacher_ms: no such loss; did you mean teacher_mse?"],
+        ),
+        (
+            "student.training.losses={jsd: {hard_share: 0.1}}",
+            ["student.training.losses.jsd.hard_share: unknown key; known here: weight"],
+        ),
         (
             "student.training.losses={teacher_mse: {temperature: 2}}",
-            ["losses.teacher_mse.temperature does nothing: it is for losses on logits"],
+            ["student.training.losses.teacher_mse.temperature: unknown key; known here: weight, kind"],
         ),
-        ("student.training.losses={mse: {options: {a: 1}}}", ["losses.mse.options does nothing"]),
+        (
+            "student.training.losses={mse: {options: {a: 1}}}",
+            ["student.training.losses.mse.options: unknown key; known here: weight, kind"],
+        ),
         ("nonsense", ["override 'nonsense'", "section.field=value"]),
         ("name.deeper=1", ["name is no section"]),
     ],
@@ -125,7 +137,13 @@ def test_what_is_wrong_is_said_in_one_line(small, override, words):
 
 
 @pytest.mark.parametrize(
-    ("text", "word"), [("[1, 2", "not YAML"), ("- 1\n", "expected a mapping"), ("", "expected a mapping")]
+    ("text", "word"),
+    [
+        ("[1, 2", "not YAML"),
+        ("- 1\n", "expected a mapping"),
+        ("", "expected a mapping"),
+        *((text, "bad.yaml: sections are nested too deeply, or hold themselves$") for text in HOLD_THEMSELVES),
+    ],
 )
 def test_a_file_that_is_no_recipe(tmp_path, text, word):
     path = tmp_path / "bad.yaml"

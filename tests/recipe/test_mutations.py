@@ -23,18 +23,25 @@ COMPLETE = [
 name: endpoint
 output: s3://bucket/runs
 method: {{kind: distill, overlap: false}}
-data: {{unlabelled: {ROWS}, test: {ROWS}, max_bad_rows: 3, licence: CC0}}
-teacher:
-  model: {{kind: endpoint, name: big}}
-  engine: {{kind: endpoint, url: "https://host:8000/v1", api_key_env: KEY, price: {{prompt: 1, output: 2.5}}}}
-  prompt: {{kind: chat, system: Be brief., shots: {{rows: {ROWS}, count: 2, choose: bm25, nearest: first}}}}
-  sampling: {{n: 4, temperature: 0.7, top_p: 0.9, top_k: 20, max_tokens: 64, options: {{seed: 3}}}}
+data: {{unlabelled: {ROWS}, test: {{main: {ROWS}}}, max_bad_rows: 3, licence: CC0}}
+teachers:
+  main:
+    model: {{kind: endpoint, name: big}}
+    engine: {{kind: endpoint, url: "https://host:8000/v1", api_key_env: KEY, price: {{prompt: 1, output: 2.5}}}}
+    prompt: {{kind: chat, system: Be brief., shots: {{rows: {ROWS}, count: 2, choose: bm25, nearest: first}}}}
+    passes: {{pseudo_targets: {{n: 4, temperature: 0.7, top_p: 0.9, top_k: 20, max_tokens: 64, options: {{seed: 3}}}}}}
 student:
   model: {{kind: checkpoint, path: small}}
-  training: {{learning_rate: 1e-4, epochs: 2, dev_metrics: [bleu], choose_by: bleu, patience: 2, lora: {{rank: 4}}}}
+  training:
+    learning_rate: 1e-4
+    epochs: 2
+    dev_metrics: [{{kind: bleu}}]
+    choose_by: bleu
+    patience: 2
+    lora: {{rank: 4, modules: [q, v]}}
   push_to_hub: {{repo: me/small, private: true}}
 pseudo_targets: {{vote: true, format: intent, invalid: drop, retries: 2, retry_temperature: 0.5}}
-metrics: [bleu, exact_match]
+metrics: [{{kind: bleu}}, {{kind: exact_match}}]
 trackers: [{{kind: wandb, project: p, mode: offline}}, {{kind: mlflow, tracking_uri: "https://host", experiment: e}}]
 """,
     f"""
@@ -45,16 +52,17 @@ data:
   unlabelled: {{kind: dataset, name: imdb, config: plain, split: train}}
   gold: {{kind: function, function: "rows:gold", arguments: {{part: gold}}}}
   dev: {ROWS}
-teacher:
-  model: {{kind: checkpoint, path: t}}
-  task: classification
-  labels: [ham, spam]
-  engine: {{kind: transformers, batch_tokens: 1024, dtype: bfloat16}}
-  fine_tune:
-    learning_rate: 0.001
-    max_steps: 10
-    schedule: cosine_with_min_lr
-    schedule_options: {{min_lr_rate: 0.1}}
+teachers:
+  main:
+    model: {{kind: checkpoint, path: t}}
+    task: classification
+    labels: [ham, spam]
+    engine: {{kind: transformers, batch_tokens: 1024, dtype: bfloat16}}
+    fine_tune:
+      learning_rate: 0.001
+      max_steps: 10
+      schedule: cosine_with_min_lr
+      schedule_options: {{min_lr_rate: 0.1}}
 student:
   model: {{kind: pruned, path: t, layers: [0, 2]}}
   task: classification
@@ -76,21 +84,75 @@ name: stored
 method: {{kind: distill}}
 data: {{unlabelled: {ROWS}}}
 tokenizer: {{kind: words, extra: ["=>"]}}
-teacher:
-  model: {{kind: checkpoint, path: t}}
-  prompt: {{kind: completion, template: "{{input}} =>", shot: "{{prompt}} {{target}}; "}}
-  engine: {{kind: vllm, arguments: {{tensor_parallel_size: 2, max_model_len: 512, dtype: float32}}}}
-  sampling: {{n: 2, temperature: 1.0, seeded: true, options: {{min_p: 0.1, stop: [a, b]}}}}
-  payload: {{kind: top_k, k: 16}}
+teachers:
+  main:
+    model: {{kind: checkpoint, path: t}}
+    prompt: {{kind: completion, template: "{{input}} =>", shot: "{{prompt}} {{target}}; "}}
+    engine: {{kind: vllm, arguments: {{tensor_parallel_size: 2, max_model_len: 512, dtype: float32}}}}
+    passes: {{pseudo_targets: {{n: 2, temperature: 1.0, seeded: true, options: {{min_p: 0.1, stop: [a, b]}}}}}}
+    payload: {{kind: top_k, k: 16}}
 student:
   model: {{kind: config, model_type: t5, settings: {{d_model: 64, num_heads: 8}}}}
   training:
     learning_rate: 0.01
     max_steps: 30
-    losses: {{jsd: {{weight: 1}}, cross_entropy: {{}}}}
+    losses: {{near: {{kind: jsd, weight: 1, beta: 0.3}}, cross_entropy: {{}}}}
     teacher: {{kind: store, tail: renormalise}}
     sequences: {{union: [{{pass: pseudo_targets, samples: all}}]}}
 cluster: {{teacher: {{resources: {{CPU: 1}}}}}}
+""",
+    f"""
+name: features
+method: {{kind: distill}}
+modules: .
+data: {{unlabelled: {ROWS}, gold: {ROWS}}}
+tokenizer: {{kind: pretrained, path: t}}
+teachers:
+  big:
+    model: {{kind: pruned, path: t, layers: [0, 1, 5]}}
+    task: classification
+    labels: [ham, spam]
+    engine: {{kind: transformers}}
+    fine_tune: {{learning_rate: 0.001, epochs: 1.5}}
+student:
+  model: {{kind: config, model_type: bert, settings: {{hidden_size: 64}}}}
+  task: classification
+  labels: [ham, spam]
+  training:
+    learning_rate: 0.001
+    max_steps: 100
+    losses:
+      cross_entropy:
+      hidden_mse: {{weight: 0.5, student_layer: 1, teacher_layer: -2}}
+      last: {{kind: hidden_cosine}}
+      cross_correlation: {{weight: 0.1, normalisation: release, off_diagonal: 0.01, keep: 0.5, mask: add}}
+      mine: {{kind: "my_losses:loss", temperature: 2, options: {{power: 2, of: [a, {{b: 1}}]}}}}
+    sequences: {{shares: {{gold: 0.25, pseudo_targets: 0.75}}, by: ratio}}
+    teacher: {{kind: in_process, dtype: bfloat16}}
+""",
+    f"""
+name: samples
+method: {{kind: distill}}
+data: {{unlabelled: {ROWS}, test: {{news: {ROWS}}}}}
+metrics: [{{kind: "my_metrics:score"}}]
+teachers:
+  main:
+    model: {{kind: checkpoint, path: t}}
+    engine: {{kind: vllm}}
+    passes: {{sampled: {{n: 2, temperature: 1.0}}}}
+    answering: {{max_tokens: 32}}
+    payload: {{kind: top_k}}
+student:
+  model: {{kind: checkpoint, path: s}}
+  training:
+    learning_rate: 0.01
+    max_steps: 30
+    losses: {{atkd: {{easy_weight: 0.3, weigh_diversity: true}}, mine: {{kind: "my_losses:Own", weight: 0.2}}}}
+    teacher: {{stored: {{kind: store, tail: renormalise}}, sampled: {{kind: in_process}}}}
+    sequences:
+      shares: {{student: 0.5, sampled: 0.5}}
+      by: batch
+      student: {{temperature: 0.9, top_p: 0.95, top_k: 50, max_tokens: 16}}
 """,
 ]
 VALUES: list[Any] = [

@@ -9,6 +9,7 @@ from raykd.recipe.load import changed_recipe, dump_recipe, load_recipe, recipe_d
 ROWS = "{kind: jsonl, path: t.jsonl}"
 PASSES = "teachers.main.passes"
 PASS = f"{PASSES}.pseudo_targets"
+VLLM = "teachers.main.engine={kind: vllm}"
 BLEU = "metrics=[{kind: bleu}]"
 DICTIONARY = "Input should be a valid dictionary"
 ONE_TEACHER = "expected one teacher by its name, such as {main: {model: {kind: checkpoint, path: big}}}"
@@ -33,7 +34,11 @@ def small(tmp_path):
             "teachers={my teacher: {}}",
             "teachers: expected a name of letters, digits and _ that begins with no digit, found 'my teacher'",
         ),
-        ("teachers={1: {}}", "teachers: expected a name of letters, digits and _ that begins with no digit, found 1"),
+        (
+            "teachers={1a: {}}",
+            "teachers: expected a name of letters, digits and _ that begins with no digit, found '1a'",
+        ),
+        ("teachers={1: {}}", "teachers.1: expected a name, found 1"),
         ("teachers.main.model.pth=x", "teachers.main.model.pth: unknown key; did you mean path?"),
         ("teachers.main.licenc=x", "teachers.main.licenc: unknown key; did you mean licence?"),
         (f"{PASS}.nn=4", f"{PASS}.nn: unknown key; did you mean n?"),
@@ -136,7 +141,7 @@ def test_paths_in_named_sections_become_absolute(small, tmp_path, monkeypatch):
     ],
 )
 def test_a_teacher_answers_greedily_unless_it_says_otherwise(small, sampling, answering, expected, in_its_pass):
-    overrides = [BLEU, f"data.test={{main: {ROWS}}}", f"{PASS}={sampling}"]
+    overrides = [BLEU, f"data.test={{main: {ROWS}}}", f"{PASS}={sampling}", VLLM]
     overrides += [f"teachers.main.answering={answering}"] if answering else []
     recipe = load_recipe(small, overrides)
     answers = recipe.teacher.answering_sampling()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import RECIPE
 
+from raykd.cli import main
 from raykd.errors import RecipeError
 from raykd.recipe import modules, names
 from raykd.recipe.load import dump_recipe, load_recipe, recipe_differences, resolve_paths
@@ -21,11 +22,11 @@ def recipe_file(tmp_path) -> Path:
     (tmp_path / "my_metric.py").write_text(METRIC)
     (tmp_path / "helper.py").write_text("def f(): ...\n")
     (tmp_path / "unrelated.py").write_text("x = 1\n")
-    test = "data: {unlabelled: {kind: jsonl, path: rows.jsonl}, test: {kind: jsonl, path: rows.jsonl}, "
+    test = "data: {unlabelled: {kind: jsonl, path: rows.jsonl}, test: {main: {kind: jsonl, path: rows.jsonl}}, "
     text = RECIPE.format(output=tmp_path / "runs", bad=0).replace(
         "data: {unlabelled: {kind: jsonl, path: rows.jsonl}, ", test
     )
-    (tmp_path / "r.yaml").write_text(text + 'metrics: ["my_metric:score"]\n')
+    (tmp_path / "r.yaml").write_text(text + 'metrics: [{kind: "my_metric:score"}]\n')
     return tmp_path / "r.yaml"
 
 
@@ -34,14 +35,15 @@ def test_names_are_found_without_importing(recipe_file):
     names.require_names(recipe)
     assert "my_metric" not in sys.modules and recipe.modules == str(recipe_file.parent)
     assert [field[::2] for field in names.named_fields(recipe)] == [
+        ("student.training.sequences.union.0", "pseudo_targets"),
         ("pseudo_targets.format", "text"),
-        ("metrics.0", "my_metric:score"),
+        ("metrics.0.kind", "my_metric:score"),
     ]
 
 
 def test_a_recipe_that_names_nothing_of_its_folder_has_no_modules(recipe_file):
     for name in ("bleu", "raykd.metrics.text:bleu", "elsewhere:score"):
-        assert load_recipe(recipe_file, [f"metrics=['{name}']"]).modules is None
+        assert load_recipe(recipe_file, [f"metrics=[{{kind: '{name}'}}]"]).modules is None
 
 
 def test_the_folder_of_modules_is_remembered_and_is_no_difference(recipe_file, tmp_path_factory):
@@ -82,6 +84,52 @@ def test_a_module_with_the_name_of_another_is_refused(recipe_file, name):
     (recipe_file.parent / f"{name}.py").write_text("")
     with pytest.raises(RecipeError, match=f"{name}.py: a standard or installed module has the name {name}: rename"):
         names.require_names(load_recipe(recipe_file))
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        (
+            "student.training.losses={own: {kind: 'my_losses:near'}}",
+            "student.training.losses.own.kind: my_losses:near: no module my_losses beside the recipe or on "
+            "Python's path",
+        ),
+        (
+            "student.training.losses={own: {kind: 'my_metric:scroe', teacher_outputs: false}}",
+            "student.training.losses.own.kind: my_metric:scroe: my_metric.py has no scroe; did you mean score?",
+        ),
+        (
+            "student.training.sequences={shares: {'helper:mix': 0.5, pseudo_targets: 0.5}, by: step}",
+            "student.training.sequences.shares: helper:mix: helper.py has no mix",
+        ),
+        (
+            "student.training.sequences={shares: {'nowhere:mix': 0.5, pseudo_targets: 0.5}, by: step}",
+            "student.training.sequences.shares: nowhere:mix: no module nowhere beside the recipe or on Python's path",
+        ),
+    ],
+)
+def test_an_own_loss_or_sampler_that_is_not_there_is_refused_by_check(recipe_file, override, line, capsys):
+    live = ["student.training.losses={jsd: {}}", "student.training.teacher={kind: in_process}"]
+    overrides = [*(live if "sequences" in override else []), override]
+    assert main(["check", str(recipe_file), *overrides]) == 2
+    assert capsys.readouterr().err == f"raykd: {recipe_file}: {line}\n"
+    assert "my_metric" not in sys.modules and "helper" not in sys.modules
+
+
+def test_an_own_loss_and_sampler_that_are_there_pass_and_have_digests(recipe_file):
+    (recipe_file.parent / "my_losses.py").write_text("def near(student_NE, teacher_NE): ...\nclass Mix: ...\n")
+    recipe = load_recipe(
+        recipe_file,
+        [
+            "student.training.losses={own: {kind: 'my_losses:near'}}",
+            "student.training.teacher={kind: in_process}",
+            "student.training.sequences={shares: {'my_losses:Mix': 0.5, pseudo_targets: 0.5}, by: step}",
+        ],
+    )
+    names.require_names(recipe)
+    assert list(names.code_of(recipe, "student.training.losses")["code"]) == ["my_losses:near"]
+    assert list(names.code_of(recipe, "student.training.sequences")["code"]) == ["my_losses:Mix"]
+    assert [path.name for path in names.own_modules(recipe)] == ["helper.py", "my_losses.py", "my_metric.py"]
 
 
 def test_a_folder_of_data_may_have_any_name(recipe_file):

@@ -9,6 +9,7 @@ from test_rules import GOLD, SMALL
 
 from raykd.errors import RecipeError
 from raykd.recipe.load import changed_recipe, dump_recipe, load_recipe, parse_recipe
+from raykd.recipe.modules import FUNCTION
 from raykd.recipe.renamed import MOVED, RENAMED
 from raykd.report.sweep import SEARCHED, gather_sweep
 from raykd.run.folder import RunFolder
@@ -76,7 +77,7 @@ def test_new_names_are_names(small):
             value = value[name] if isinstance(value, dict) else getattr(value, name)
         assert value is not None and old not in MOVED.values()
     for old, new in RENAMED.items():
-        if ":" in new:
+        if FUNCTION.fullmatch(new):
             module, _, name = new.partition(":")
             assert hasattr(importlib.import_module(module), name), new
         assert new not in RENAMED and old != new

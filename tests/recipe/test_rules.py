@@ -3,7 +3,7 @@
 import pytest
 
 from raykd.errors import RecipeError
-from raykd.recipe import rules
+from raykd.recipe import rules, rules_training
 from raykd.recipe.load import dump_recipe, load_recipe
 
 SMALL = """
@@ -27,7 +27,9 @@ TEACHER_CLASSES = ["teachers.main.task=classification", "teachers.main.labels=[h
 MCKD, TOP_K = "method={kind: mckd}", "method={kind: mckd, exchange: top_k}"
 SAMPLED = "teachers.main.payload={kind: sampled}"
 JSD = "student.training.losses={jsd: {}}"
-MIXTURE = "student.training.sequences={kind: mixture, gold: 0.5}"
+MIXTURE = "student.training.sequences={shares: {gold: 0.5, pseudo_targets: 0.5}, by: row}"
+STUDENT = "student.training.sequences={shares: {student: 0.5, pseudo_targets: 0.5}, by: step}"
+IN_PROCESS = "student.training.teacher={kind: in_process}"
 GOLD_ONLY = f"arms.gold_only={{rows: {ROWS}}}"
 LLAMA = "{kind: config, model_type: llama}"
 
@@ -74,17 +76,17 @@ BROKEN = [
         "teachers.main: answering does nothing: a model whose task is classification answers once",
     ),
     (
-        rules.losses_are_of_the_task,
+        rules_training.losses_are_of_the_task,
         ["student.task=regression"],
         "student: losses of a regression are mse and teacher_mse, found cross_entropy",
     ),
     (
-        rules.losses_are_of_the_task,
+        rules_training.losses_are_of_the_task,
         ["teachers.main.fine_tune={learning_rate: 0.1, max_steps: 1, losses: {mse: {}}}", GOLD],
         "teachers.main: losses of a generation are those on logits, found mse",
     ),
     (
-        rules.a_task_head_is_taught_in_process,
+        rules_training.a_task_head_is_taught_in_process,
         ["student.task=regression", "teachers.main.task=regression", "student.training.losses={teacher_mse: {}}"],
         "student.training.teacher: expected kind in_process for a regression, found store",
     ),
@@ -167,8 +169,8 @@ BROKEN = [
     (rules.gold_is_there_where_it_is_needed, [FINE_TUNE], "teachers.main.fine_tune needs data.gold"),
     (
         rules.gold_is_there_where_it_is_needed,
-        ["student.training.sequences={kind: gold}"],
-        "student.training.sequences: kind gold needs data.gold",
+        ["student.training.sequences={union: [gold]}"],
+        "student.training.sequences: the source gold needs data.gold",
     ),
     (rules.gold_is_there_where_it_is_needed, ["method={kind: mckd, gold: true}"], "method.gold needs data.gold"),
     (rules.gold_has_a_use, [GOLD], "data.gold does nothing without teachers.main.fine_tune"),
@@ -181,91 +183,91 @@ BROKEN = [
     ),
     (rules.test_rows_and_metrics_go_together, ["metrics=[{kind: bleu}]"], "metrics do nothing without data.test"),
     (
-        rules.a_vote_has_several_samples,
+        rules_training.a_vote_has_several_samples,
         ["pseudo_targets.vote=true"],
         "pseudo_targets.vote: a vote needs teachers.main.passes.pseudo_targets.n of 2 or more",
     ),
     (
-        rules.selected_pseudo_targets_are_texts,
+        rules_training.selected_pseudo_targets_are_texts,
         [JSD, "pseudo_targets={format: labels, invalid: drop}"],
         "pseudo_targets: what is chosen are texts: student.training.teacher in_process or remote",
     ),
     (
-        rules.selected_pseudo_targets_are_learned,
+        rules_training.selected_pseudo_targets_are_learned,
         [GOLD, MIXTURE, "pseudo_targets={format: labels, invalid: drop}"],
-        "pseudo_targets: chosen ones are learnt as pseudo_targets, found sequences: mixture",
+        "pseudo_targets: chosen ones are learnt alone, found sequences of gold and pseudo_targets",
     ),
     (
-        rules.all_are_written_before_some_are_selected,
+        rules_training.all_are_written_before_some_are_selected,
         ["method.overlap=true", "pseudo_targets={format: labels, retries: 1}"],
         "method.overlap: pseudo-targets are chosen when all are there: no pseudo_targets.vote, retries, invalid",
     ),
     (
-        rules.the_source_of_outputs_has_a_use,
+        rules_training.the_source_of_outputs_has_a_use,
         ["student.training.teacher={kind: in_process}"],
         "student.training.teacher does nothing: cross_entropy needs no teacher",
     ),
     (
-        rules.the_source_of_outputs_has_a_use,
+        rules_training.the_source_of_outputs_has_a_use,
         ["student.training.teacher.kind=store", "student.training.teacher.tail=refuse"],
         "student.training.teacher does nothing: cross_entropy needs no teacher",
     ),
     (
-        rules.the_source_of_outputs_has_a_use,
+        rules_training.the_source_of_outputs_has_a_use,
         ["student.task=regression", "student.training.losses={mse: {}}", "student.training.teacher={kind: remote}"],
         "student.training.teacher does nothing: mse needs no teacher",
     ),
     (
-        rules.the_source_of_outputs_has_a_use,
+        rules_training.the_source_of_outputs_has_a_use,
         [GOLD, FINE_TUNE, "teachers.main.fine_tune.teacher={kind: in_process}"],
         "teachers.main.fine_tune.teacher does nothing: cross_entropy needs no teacher",
     ),
     (
-        rules.only_a_top_k_has_a_tail,
+        rules_training.only_a_top_k_has_a_tail,
         [JSD, "student.training.teacher={kind: store, tail: refuse}", "teachers.main.payload={kind: hidden}"],
         "student.training.teacher.tail does nothing: teachers.main.payload is hidden",
     ),
     (
-        rules.draws_are_of_losses_that_work_with_them,
+        rules_training.draws_are_of_losses_that_work_with_them,
         ["student.training.losses={soft_cross_entropy: {}, atkd: {}}", SAMPLED],
         "student.training.losses.atkd: teachers.main.payload is sampled, and drawn tokens serve soft_cross_entropy at "
         "temperature 1 alone",
     ),
     (
-        rules.draws_are_of_losses_that_work_with_them,
+        rules_training.draws_are_of_losses_that_work_with_them,
         ["student.training.losses={soft_cross_entropy: {temperature: 2}}", SAMPLED],
         "student.training.losses.soft_cross_entropy: teachers.main.payload is sampled, and drawn tokens serve "
         "soft_cross_entropy at temperature 1 alone",
     ),
     (
-        rules.gold_targets_are_not_in_the_store,
+        rules_training.gold_targets_are_not_in_the_store,
         [GOLD, MIXTURE, JSD],
         "student.training.teacher: gold targets are not in the store: in_process or remote",
     ),
     (
-        rules.a_fine_tuned_teacher_learns_gold_alone,
-        [GOLD, FINE_TUNE, "teachers.main.fine_tune.sequences={kind: gold}"],
+        rules_training.a_fine_tuned_teacher_learns_gold_alone,
+        [GOLD, FINE_TUNE, "teachers.main.fine_tune.sequences={union: [gold]}"],
         "teachers.main.fine_tune.sequences does nothing: a teacher learns data.gold",
     ),
     (
-        rules.dev_rows_replace_a_holdout,
+        rules_training.dev_rows_replace_a_holdout,
         [GOLD, DEV, FINE_TUNE, "teachers.main.fine_tune.holdout=0.2"],
         "teachers.main.fine_tune.holdout does nothing: data.dev chooses the checkpoint",
     ),
     (
-        rules.a_task_head_writes_no_tokens,
+        rules_training.a_task_head_writes_no_tokens,
         [*CLASSES, "student.training.max_target_tokens=3"],
         "student.training.max_target_tokens does nothing: the task is classification",
     ),
     (
-        rules.a_task_head_writes_no_tokens,
+        rules_training.a_task_head_writes_no_tokens,
         ["student.task=extractive_qa", "student.training.long_targets=cut"],
         "student.training.long_targets does nothing: the task is extractive_qa",
     ),
     (
         rules.mckd_learns_pseudo_targets,
         [MCKD, GOLD, MIXTURE],
-        "student.training.sequences: mckd learns pseudo_targets, found mixture",
+        "student.training.sequences: mckd learns pseudo_targets, found gold and pseudo_targets",
     ),
     (
         rules.texts_of_mckd_are_not_in_the_store,
@@ -310,6 +312,73 @@ BROKEN = [
         rules.trackers_differ,
         ["trackers=[{kind: wandb, project: a}, {kind: wandb, project: b}]"],
         "trackers: wandb is given twice",
+    ),
+    (
+        rules_training.losses_count_for_something,
+        ["student.training.losses={cross_entropy: {weight: 0}}"],
+        "student.training.losses: every weight is 0, so nothing would be learnt",
+    ),
+    (
+        rules_training.losses_are_of_the_task,
+        ["student.training.losses={cross_entropy: {}, hidden_mse: {}}", IN_PROCESS],
+        "student: losses.hidden_mse compares hidden states of encoders, found a generation",
+    ),
+    (
+        rules_training.losses_are_of_the_task,
+        [*CLASSES, *TEACHER_CLASSES, "student.training.losses={hidden_mse: {}}", IN_PROCESS],
+        "student: losses on hidden states alone train no head: give one on targets or logits too",
+    ),
+    (
+        rules_training.the_source_of_outputs_has_a_use,
+        [JSD, "student.training.teacher={stored: {kind: store}, sampled: {kind: in_process}}"],
+        "student.training.teacher.sampled does nothing: sequences has no source that writes in each step",
+    ),
+    (
+        rules_training.the_source_of_outputs_has_a_use,
+        [JSD, STUDENT, "student.training.teacher={stored: {kind: in_process}, sampled: {kind: in_process}}"],
+        "student.training.teacher: stored and sampled are the same: give one section for both",
+    ),
+    (
+        rules_training.the_source_of_outputs_has_a_use,
+        [JSD, STUDENT, "student.training.teacher={stored: {kind: remote}, sampled: {kind: in_process}}"],
+        "student.training.teacher.stored: expected kind store, found remote",
+    ),
+    (
+        rules_training.new_samples_have_a_live_teacher,
+        [JSD, STUDENT],
+        "student.training.teacher: new samples are not in the store: expected kind in_process or remote, or "
+        "{stored: {kind: store}, sampled: {kind: in_process}}",
+    ),
+    (
+        rules_training.new_samples_have_a_live_teacher,
+        [STUDENT],
+        "student.training.sequences: cross_entropy on new samples would teach nothing: give a loss with a teacher",
+    ),
+    (
+        rules_training.new_samples_have_a_live_teacher,
+        [*CLASSES, *TEACHER_CLASSES, JSD, IN_PROCESS, STUDENT],
+        "student.training.sequences: a model whose task is classification writes no student samples",
+    ),
+    (
+        rules_training.students_in_parts_write_no_samples,
+        [JSD, STUDENT, IN_PROCESS, "cluster.student={parallel: fsdp}"],
+        "student.training.sequences: new samples are not written by a student in parts (fsdp) yet",
+    ),
+    (
+        rules_training.passes_are_the_teachers,
+        ["student.training.sequences={union: [sampling]}"],
+        "student.training.sequences: no source 'sampling'; expected gold, student, pseudo_targets or module:NAME",
+    ),
+    (
+        rules_training.texts_teach_no_distribution,
+        [JSD, "teachers.main.payload={kind: text}"],
+        "student.training.losses.jsd reads the teacher's probabilities from the store: teachers.main.payload: "
+        "expected top_k, sampled or hidden, found text",
+    ),
+    (
+        rules_training.gold_targets_are_not_in_the_store,
+        [GOLD, JSD, "student.training.sequences={union: [gold]}"],
+        "student.training.teacher: gold targets are not in the store: in_process or remote",
     ),
 ]
 
@@ -357,10 +426,11 @@ def test_a_broken_rule_is_one_line(small, rule, overrides, line):
 
 
 def test_every_rule_is_checked_once_and_has_its_line():
-    assert len(set(rules.RULES)) == len(rules.RULES)
-    assert set(rules.RULES) == {rule for rule, _, _ in BROKEN}
-    named = {value for value in vars(rules).values() if getattr(value, "__module__", "") == rules.__name__}
-    assert set(rules.RULES) == {value for value in named if not value.__name__.startswith("_")}
+    every = [*rules.RULES, *rules_training.TRAINING_RULES]
+    assert len(set(every)) == len(every) and set(every) == {rule for rule, _, _ in BROKEN}
+    for module in (rules, rules_training):
+        named = {value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__}
+        assert named - {value for value in named if value.__name__.startswith("_")} <= set(every)
 
 
 @pytest.mark.parametrize("overrides", [[], *RIGHT])
@@ -368,5 +438,5 @@ def test_what_is_right_stays_right_when_every_default_is_written_out(small, over
     loaded = load_recipe(small, overrides)
     small.write_text(dump_recipe(loaded))
     assert load_recipe(small) == loaded
-    for rule in rules.RULES:
+    for rule in (*rules.RULES, *rules_training.TRAINING_RULES):
         rule(loaded)

@@ -7,19 +7,23 @@ from raykd.errors import RecipeError
 from raykd.recipe import rules_early as rules
 from raykd.recipe.load import dump_recipe, load_recipe
 
-VLLM = "teacher.engine={kind: vllm}"
-SCRIPTED = "teacher.engine={kind: scripted}"
-ENDPOINT = ["teacher.model={kind: endpoint, name: big}", "teacher.engine={kind: endpoint, url: 'http://host/v1'}"]
+PASS, ENGINE = "teachers.main.passes.pseudo_targets", "teachers.main.engine"
+VLLM = "teachers.main.engine={kind: vllm}"
+SCRIPTED = "teachers.main.engine={kind: scripted}"
+ENDPOINT = [
+    "teachers.main.model={kind: endpoint, name: big}",
+    "teachers.main.engine={kind: endpoint, url: 'http://host/v1'}",
+]
 WORDS = "tokenizer={kind: words}"
 T5 = "student.model={kind: config, model_type: t5}"
 
 
-def options(text: str, role: str = "teacher") -> str:
-    return f"{role}.sampling={{temperature: 1, options: {{{text}}}}}"
+def options(text: str, sampling: str = PASS) -> str:
+    return f"{sampling}={{temperature: 1, options: {{{text}}}}}"
 
 
 def arguments(text: str) -> str:
-    return f"teacher.engine={{kind: vllm, arguments: {{{text}}}}}"
+    return f"teachers.main.engine={{kind: vllm, arguments: {{{text}}}}}"
 
 
 def schedule(text: str) -> str:
@@ -36,90 +40,94 @@ BROKEN = [
     (
         OPTIONS,
         [VLLM, options("tempratur: 3")],
-        "teacher.sampling.options.tempratur: vLLM has no such option; did you mean temperature?",
+        f"{PASS}.options.tempratur: vLLM has no such option; did you mean temperature?",
     ),
     (
         OPTIONS,
         [VLLM, options("min_pp: 0.1")],
-        "teacher.sampling.options.min_pp: vLLM has no such option; did you mean min_p?",
+        f"{PASS}.options.min_pp: vLLM has no such option; did you mean min_p?",
     ),
     (
         OPTIONS,
-        [options("num_beam: 3", "student")],
+        [options("num_beam: 3", "student.sampling")],
         "student.sampling.options.num_beam: transformers has no such option; did you mean num_beams?",
     ),
     (
         OPTIONS,
         [options("bad_words: [x]")],
-        "teacher.sampling.options.bad_words: transformers has no such option; it is one of the other engine's",
+        f"{PASS}.options.bad_words: transformers has no such option; it is one of the other engine's",
     ),
     (
         OPTIONS,
         [VLLM, options("num_beams: 2")],
-        "teacher.sampling.options.num_beams: vLLM has no such option; it is one of the other engine's",
+        f"{PASS}.options.num_beams: vLLM has no such option; it is one of the other engine's",
     ),
     (
         OPTIONS,
         [options("num_beams: two")],
-        "teacher.sampling.options.num_beams: expected a whole number of 1 or more, found 'two'",
+        f"{PASS}.options.num_beams: expected a whole number of 1 or more, found 'two'",
     ),
     (
         OPTIONS,
         [options("do_sample: true")],
-        "teacher.sampling.options.do_sample: not here; set sampling.temperature",
+        f"{PASS}.options.do_sample: not here; set temperature beside options",
     ),
     (
         OPTIONS,
         [options("prompt_lookup_num_tokens: 3")],
-        "teacher.sampling.options.prompt_lookup_num_tokens: not here; the engine works in batches, and this one serves "
+        f"{PASS}.options.prompt_lookup_num_tokens: not here; the engine works in batches, and this one serves "
         "single prompts",
     ),
     (
         OPTIONS,
         [options("penalty_alpha: 0.6")],
-        "teacher.sampling.options.penalty_alpha: not here; transformers loads code from the hub for it",
+        f"{PASS}.options.penalty_alpha: not here; transformers loads code from the hub for it",
     ),
     (
         OPTIONS,
         [VLLM, options("logprobs: 3")],
-        "teacher.sampling.options.logprobs: not here; teacher.payload decides it",
+        f"{PASS}.options.logprobs: not here; the teacher's payload decides it",
     ),
     (
         OPTIONS,
         [VLLM, options("presence_penalty: 3")],
-        "teacher.sampling.options.presence_penalty: expected a number from -2 to 2, found 3",
+        f"{PASS}.options.presence_penalty: expected a number from -2 to 2, found 3",
     ),
-    (OPTIONS, [VLLM, options("stop: ['']")], "teacher.sampling.options.stop: expected texts, found ['']"),
+    (
+        OPTIONS,
+        [VLLM, options("stop: ['']")],
+        f"{PASS}.options.stop: expected texts, found ['']",
+    ),
     (
         OPTIONS,
         [VLLM, options("structured_outputs: {regex: a}")],
-        "teacher.sampling.options.structured_outputs: not here; it is an object, which a recipe cannot hold",
+        f"{PASS}.options.structured_outputs: not here; it is an object, which a recipe cannot hold",
     ),
     (
         OPTIONS,
         [*ENDPOINT, options("stream: true")],
-        "teacher.sampling.options.stream: expected nothing, the engine sets it",
+        f"{PASS}.options.stream: expected nothing, the engine sets it",
     ),
     (
         ARGUMENTS,
         [arguments("max_num_seq: 8")],
-        "teacher.engine.arguments.max_num_seq: vLLM has no such option; did you mean max_num_seqs?",
+        f"{ENGINE}.arguments.max_num_seq: vLLM has no such option; did you mean max_num_seqs?",
     ),
-    (ARGUMENTS, [arguments("model: m")], "teacher.engine.arguments.model: not here; set the section model"),
+    (ARGUMENTS, [arguments("model: m")], f"{ENGINE}.arguments.model: not here; set the section model"),
     (
         ARGUMENTS,
         [arguments("tensor_parallel_size: '2'")],
-        "teacher.engine.arguments.tensor_parallel_size: expected a whole number of 1 or more, found '2'",
+        f"{ENGINE}.arguments.tensor_parallel_size: expected a whole number of 1 or more, found '2'",
     ),
     (
         ARGUMENTS,
         [arguments("dtype: fp16")],
-        "teacher.engine.arguments.dtype: expected one of auto, half, float16, bfloat16, float, float32, found 'fp16'",
+        f"{ENGINE}.arguments.dtype: expected one of auto, half, float16, bfloat16, float, float32, found 'fp16'",
     ),
     (
         rules.vllm_samples_below_its_highest_temperature,
-        [VLLM, "teacher.sampling.temperature=3"],
-        "teacher.sampling.temperature: vLLM samples at 2 at most, found 3",
+        [VLLM, f"{PASS}.temperature=3"],
+        f"{PASS}.temperature: vLLM samples at 2 at most, found 3",
     ),
     (
         rules.vllm_samples_below_its_highest_temperature,
@@ -128,13 +136,13 @@ BROKEN = [
     ),
     (
         rules.beams_give_every_sample,
-        ["teacher.sampling={n: 3, temperature: 1, options: {num_beams: 2}}"],
-        "teacher.sampling.n: 2 beams give at most 2 samples, found 3",
+        ["teachers.main.passes.pseudo_targets={n: 3, temperature: 1, options: {num_beams: 2}}"],
+        f"{PASS}.n: 2 beams give at most 2 samples, found 3",
     ),
     (
         rules.the_shortest_output_is_not_above_the_longest,
         [VLLM, options("min_tokens: 200")],
-        "teacher.sampling.options.min_tokens: expected at most 128, max_tokens, found 200",
+        f"{PASS}.options.min_tokens: expected at most 128, max_tokens, found 200",
     ),
     (
         rules.the_shortest_output_is_not_above_the_longest,
@@ -144,32 +152,32 @@ BROKEN = [
     (
         rules.vllm_schedules_every_sequence,
         [arguments("max_num_seqs: 64, max_num_batched_tokens: 32")],
-        "teacher.engine.arguments.max_num_batched_tokens: expected 64 or more, max_num_seqs, found 32",
+        f"{ENGINE}.arguments.max_num_batched_tokens: expected 64 or more, max_num_seqs, found 32",
     ),
     (
         rules.an_output_fits_into_the_engine,
         [arguments("max_model_len: 128")],
-        "teacher.sampling.max_tokens: expected less than 128, the engine's max_model_len, found 128",
+        f"{PASS}.max_tokens: expected less than 128, the engine's max_model_len, found 128",
     ),
     (
         rules.the_engine_gives_the_top_k,
-        [arguments("max_logprobs: 20"), "teacher.payload={kind: top_k}"],
-        "teacher.payload.k: the engine's max_logprobs is 20, found 64",
+        [arguments("max_logprobs: 20"), "teachers.main.payload={kind: top_k}"],
+        "teachers.main.payload.k: the engine's max_logprobs is 20, found 64",
     ),
     (
         rules.a_scripted_teacher_gives_texts,
-        [SCRIPTED, "teacher.payload={kind: hidden}"],
-        "teacher.payload: a scripted engine gives texts, found hidden",
+        [SCRIPTED, "teachers.main.payload={kind: hidden}"],
+        "teachers.main.payload: a scripted engine gives texts, found hidden",
     ),
     (
         rules.a_teachers_head_gives_texts,
-        [*CLASSES, *TEACHER_CLASSES, "teacher.payload={kind: top_k}"],
-        "teacher.payload: a model whose task is classification gives texts, found top_k",
+        [*CLASSES, *TEACHER_CLASSES, "teachers.main.payload={kind: top_k}"],
+        "teachers.main.payload: a model whose task is classification gives texts, found top_k",
     ),
     (
         rules.an_endpoint_has_an_address,
-        ["teacher={model: {kind: endpoint, name: m}, engine: {kind: endpoint, url: 'http://host:port/v1'}}"],
-        "teacher.engine.url: expected http://host:port/v1, found 'http://host:port/v1'",
+        ["teachers.main={model: {kind: endpoint, name: m}, engine: {kind: endpoint, url: 'http://host:port/v1'}}"],
+        "teachers.main.engine.url: expected http://host:port/v1, found 'http://host:port/v1'",
     ),
     (
         rules.model_types_exist,
@@ -183,8 +191,8 @@ BROKEN = [
     ),
     (
         rules.shots_have_enough_rows,
-        ["teacher.prompt={kind: chat, shots: {count: 3, rows: {kind: jsonl, path: x, limit: 2}}}"],
-        "teacher.prompt.shots.rows.limit: expected 3 or more, count, found 2",
+        ["teachers.main.prompt={kind: chat, shots: {count: 3, rows: {kind: jsonl, path: x, limit: 2}}}"],
+        "teachers.main.prompt.shots.rows.limit: expected 3 or more, count, found 2",
     ),
     (
         rules.there_are_inputs_to_learn,
@@ -198,8 +206,8 @@ BROKEN = [
     ),
     (
         rules.a_student_that_follows_has_rows_to_begin_with,
-        ["method.overlap=true", "teacher.shard_rows=1"],
-        "teacher.shard_rows: with method.overlap the first shard is learnt and evaluated on: expected 2 or more, "
+        ["method.overlap=true", "teachers.main.shard_rows=1"],
+        "teachers.main.shard_rows: with method.overlap the first shard is learnt and evaluated on: expected 2 or more, "
         "found 1",
     ),
     (
@@ -262,7 +270,7 @@ SECTIONS = [
         "student.training.learning_rate='nan'",
         "student.training.learning_rate: Input should be a finite number, found 'nan'",
     ),
-    (options("min_p: .nan"), "teacher.sampling.options.min_p: expected a finite number, found nan"),
+    (options("min_p: .nan"), f"{PASS}.options.min_p: expected a finite number, found nan"),
     (
         "cluster.teacher.resources={GPU: -1}",
         "cluster.teacher: resources.GPU: expected 0, or 0.0001 or more, found -1",
@@ -279,11 +287,11 @@ SECTIONS = [
 
 RIGHT = [
     [VLLM, options("min_p: 0.1, stop: ['a'], stop_token_ids: [1], repetition_penalty: 1.2, ignore_eos: false")],
-    [options("num_beams: 4, length_penalty: -1, early_stopping: never, no_repeat_ngram_size: 2", "student")],
+    [options("num_beams: 4, length_penalty: -1, early_stopping: never, no_repeat_ngram_size: 2", "student.sampling")],
     [*ENDPOINT, options("anything: 1, min_p: x")],
-    [arguments("max_model_len: 129, enforce_eager: true, max_logprobs: -1"), "teacher.payload={kind: top_k}"],
+    [arguments("max_model_len: 129, enforce_eager: true, max_logprobs: -1"), "teachers.main.payload={kind: top_k}"],
     [MCKD, "data.unlabelled.limit=4"],
-    [GOLD, DEV, GOLD_ONLY, "teacher.fine_tune={learning_rate: 0.1, max_steps: 1}"],
+    [GOLD, DEV, GOLD_ONLY, "teachers.main.fine_tune={learning_rate: 0.1, max_steps: 1}"],
     [schedule("schedule: cosine_with_min_lr, schedule_options: {min_lr_rate: 0.1}")],
     [schedule("schedule: warmup_stable_decay, schedule_options: {num_decay_steps: 3, decay_type: 1-sqrt}")],
     [schedule("losses: {cross_entropy: {weight: 0}, jsd: {}}")],

@@ -20,8 +20,7 @@ LOSS = {
     "cross_entropy": {"student.training.losses": {"cross_entropy": {}}},
     "jsd": {
         "student.training.losses": {"jsd": {}},
-        "student.training.losses.jsd.options": {},
-        "student.training.losses.jsd.options.beta": tune.uniform(0.1, 0.9),
+        "student.training.losses.jsd.beta": tune.uniform(0.1, 0.9),
     },
 }
 
@@ -47,12 +46,12 @@ def test_a_choice_brings_its_own_fields_and_no_others(demo):
     points, _ = space.plan_trials(searched, demo)
     assert {point["loss"] for point in points} == {"cross_entropy", "jsd"}
     for point in points:
-        beta = point.get("student.training.losses.jsd.options.beta")
+        beta = point.get("student.training.losses.jsd.beta")
         assert (beta is None) == (point["loss"] == "cross_entropy")
         training = space.trial_recipe(searched, demo, point).student.training
         assert list(training.losses) == [point["loss"]] and training.learning_rate == point[RATE]
         if beta is not None:
-            assert training.losses["jsd"].options == {"beta": beta} and 0.1 <= beta <= 0.9
+            assert training.losses["jsd"].beta == beta and 0.1 <= beta <= 0.9
     assert len({point[RATE] for point in points}) == 20
 
 

@@ -70,11 +70,13 @@ def recipe(folder, tmp_path, changes: dict):
         "method": {"kind": "distill"},
         "data": {"unlabelled": rows(folder)},
         "tokenizer": {"kind": "words", "extra": ["=>"]},
-        "teacher": {
-            "model": {"kind": "checkpoint", "path": "FOLDER/llama"},
-            "prompt": "{input} =>",
-            "engine": {"kind": "transformers"},
-            "sampling": {"max_tokens": 10},
+        "teachers": {
+            "main": {
+                "model": {"kind": "checkpoint", "path": "FOLDER/llama"},
+                "prompt": "{input} =>",
+                "engine": {"kind": "transformers"},
+                "passes": {"pseudo_targets": {"max_tokens": 10}},
+            }
         },
         "student": {
             "model": {"kind": "config", "model_type": "t5", "settings": T5},
@@ -103,6 +105,7 @@ def model(kind: str, **settings) -> dict:
     return {"student__model": {"kind": "config", "model_type": kind, "settings": settings}}
 
 
+ENDPOINT = {"kind": "endpoint", "url": "http://127.0.0.1:1/v1", "api_key_env": "NO_SUCH_KEY_HERE"}
 OWN = {"kind": "checkpoint", "path": "FOLDER/llama"}
 ALL = " (64 of the first 64 inputs, 0 bad rows tolerated)"
 GOLD = {"student__training": {**TRAINING, "sequences": {"union": ["gold"]}}}
@@ -151,37 +154,29 @@ REFUSED = [
         "student's and [2] to the teacher's",
     ),
     (
-        {
-            "student__model": {"kind": "checkpoint", "path": "FOLDER/t5"},
-            **student(**IN_PROCESS),
-        },
+        {"teachers__main__model": {"kind": "checkpoint", "path": "FOLDER/three"}},
         {},
-        "student.training.teacher: the teacher reads along with the student, whose model is an encoder-decoder, the "
-        "teacher's is decoder-only; expected kind store, or models of one kind",
+        "teachers.main.model: FOLDER/three is a model for the task classification, expected generation",
     ),
     (
-        {"teacher__model": {"kind": "checkpoint", "path": "FOLDER/three"}},
+        {"teachers__main__model": {"kind": "checkpoint", "path": "FOLDER/no_weights"}},
         {},
-        "teacher.model: FOLDER/three is a model for the task classification, expected generation",
-    ),
-    (
-        {"teacher__model": {"kind": "checkpoint", "path": "FOLDER/no_weights"}},
-        {},
-        "teacher.model: FOLDER/no_weights: no safetensors weights",
+        "teachers.main.model: FOLDER/no_weights: no safetensors weights",
     ),
     (
         {
-            **{f"teacher__{name}": value for name, value in CLASSES.items()},
-            "teacher__model": {"kind": "checkpoint", "path": "FOLDER/three"},
-            "teacher__sampling": {},
+            **{f"teachers__main__{name}": value for name, value in CLASSES.items()},
+            "teachers__main__model": {"kind": "checkpoint", "path": "FOLDER/three"},
+            "teachers__main__passes__pseudo_targets": {},
         },
         {},
-        "teacher.model: FOLDER/three has been trained for the classes ['A', 'B', 'C'], in this order, not ['A', 'B']",
+        "teachers.main.model: FOLDER/three has been trained for the classes ['A', 'B', 'C'], in this order, "
+        "not ['A', 'B']",
     ),
     (
-        {"teacher__sampling": {"max_tokens": 64}},
+        {"teachers__main__passes__pseudo_targets": {"max_tokens": 64}},
         {},
-        "teacher: row r0: prompt of 5 tokens + max_tokens 64 > the model's context of 64" + ALL,
+        "teachers.main: row r0: prompt of 5 tokens + max_tokens 64 > the model's context of 64" + ALL,
     ),
     (
         {"student__model": OWN, "student__sampling": {"max_tokens": 62}},
@@ -191,7 +186,7 @@ REFUSED = [
     (
         {},
         {"unlabelled": "long"},
-        "teacher: row r0: prompt of 101 tokens + max_tokens 10 > the model's context of 64" + ALL,
+        "teachers.main: row r0: prompt of 101 tokens + max_tokens 10 > the model's context of 64" + ALL,
     ),
     (
         student(max_input_tokens=3),
@@ -200,7 +195,7 @@ REFUSED = [
     ),
     ({}, {"unlabelled": "one"}, "data.unlabelled: 1 different inputs, expected 2 or more"),
     (
-        {"teacher__engine": {"kind": "scripted"}},
+        {"teachers__main__engine": {"kind": "scripted"}},
         {"unlabelled": "same"},
         "data.unlabelled: 1 different inputs, expected 2 or more",
     ),
@@ -233,9 +228,9 @@ REFUSED = [
         "student.training: data.gold: row r0: input of 100 tokens, at most 16 (bad row 1, 0 tolerated)",
     ),
     (
-        {"teacher__prompt": {"kind": "chat"}},
+        {"teachers__main__prompt": {"kind": "chat"}},
         {},
-        "teacher.prompt: prompt: kind chat needs a tokenizer with a chat template, and this one has none",
+        "teachers.main.prompt: prompt: kind chat needs a tokenizer with a chat template, and this one has none",
     ),
     (
         {"student__prompt": {"kind": "completion", "shots": {"rows": "ONE", "count": 2}}},
@@ -243,12 +238,12 @@ REFUSED = [
         "student.prompt: prompt.shots.rows: 1 rows, prompt.shots.count asks for 2",
     ),
     (
-        {"pseudo_targets__format": "trees", "metrics": ["bracket_f1"]},
+        {"pseudo_targets__format": "trees", "metrics": [{"kind": "bracket_f1"}]},
         {"test": "rows"},
         "pseudo_targets.format: none of the first 64 targets of data.test is of the format trees: ",
     ),
     (
-        {"metrics": ["chunk_f1"]},
+        {"metrics": [{"kind": "chunk_f1"}]},
         {"test": "rows"},
         "metrics: chunk_f1: no reference has a slot",
     ),
@@ -263,38 +258,43 @@ REFUSED = [
         "cluster.student.storage: nosuch://place: Protocol not known: nosuch",
     ),
     (
-        {"teacher__store": "/proc/no/store"},
+        {"teachers__main__store": "/proc/no/store"},
         {},
-        "teacher.store: /proc/no/store: ",
+        "teachers.main.store: /proc/no/store: ",
     ),
     (
         {
-            "teacher__model": {"kind": "endpoint", "name": "big"},
-            "teacher__engine": {"kind": "endpoint", "url": "http://127.0.0.1:1/v1", "api_key_env": "NO_SUCH_KEY_HERE"},
+            "teachers__main__model": {"kind": "endpoint", "name": "big"},
+            "teachers__main__engine": {
+                "kind": "endpoint",
+                "url": "http://127.0.0.1:1/v1",
+                "api_key_env": "NO_SUCH_KEY_HERE",
+            },
         },
         {},
-        "teacher.engine.api_key_env: the environment has no NO_SUCH_KEY_HERE",
+        "teachers.main.engine.api_key_env: the environment has no NO_SUCH_KEY_HERE",
     ),
     (
-        {"teacher__engine": {"kind": "vllm"}, "teacher__payload": {"kind": "top_k", "k": 64}},
+        {"teachers__main__engine": {"kind": "vllm"}, "teachers__main__payload": {"kind": "top_k", "k": 64}},
         {},
-        "teacher.payload.k: expected at most 20, the teacher's tokens, found 64",
+        "teachers.main.payload.k: expected at most 20, the teacher's tokens, found 64",
     ),
     (
-        {"teacher__engine": {"kind": "vllm", "arguments": {"max_model_len": 65}}},
+        {"teachers__main__engine": {"kind": "vllm", "arguments": {"max_model_len": 65}}},
         {},
-        "teacher.engine.arguments.max_model_len: expected at most 64, the model's positions, found 65",
+        "teachers.main.engine.arguments.max_model_len: expected at most 64, the model's positions, found 65",
     ),
     (
-        {"teacher__engine": {"kind": "vllm", "arguments": {"tensor_parallel_size": 2}}},
+        {"teachers__main__engine": {"kind": "vllm", "arguments": {"tensor_parallel_size": 2}}},
         {},
-        "teacher.engine.arguments.tensor_parallel_size: expected a divisor of 1, the model's attention heads, found 2",
+        "teachers.main.engine.arguments.tensor_parallel_size: expected a divisor of 1, the model's attention heads, "
+        "found 2",
     ),
     (
         {
             "student__model": {"kind": "checkpoint", "path": "FOLDER/wpe"},
             "student__sampling": {"max_tokens": 2},
-            **student(dev_metrics=["exact_match"], dev_prediction_tokens=16),
+            **student(dev_metrics=[{"kind": "exact_match"}], dev_prediction_tokens=16),
         },
         {},
         "student.training.dev_prediction_tokens: expected less than 16, the model's positions, found 16",
@@ -324,12 +324,14 @@ def test_what_cannot_end_well_is_one_line_before_the_teacher_is_paid(
 ):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    changes = {**{f"data__{name}": rows(folder, file) for name, file in files.items()}, **changes}
+    splits = {name: rows(folder, file) for name, file in files.items()}
+    named = {f"data__{name}": {"main": split} if name == "test" else split for name, split in splits.items()}
+    changes = {**named, **changes}
     changes = yaml.safe_load(
         yaml.safe_dump(changes).replace("ONE", yaml.safe_dump(rows(folder, "one"), default_flow_style=True))
     )
     text = line(Session(recipe(folder, tmp_path, changes)), folder)
-    assert text.startswith(words) and (text == words or words.endswith(": ")) and "\n" not in text
+    assert text.startswith(words) and (text == words or words.endswith(": ")) and "\n" not in text and len(text) <= 600
     assert not list((tmp_path / "runs").rglob("teacher/manifest.json"))
 
 
@@ -337,6 +339,7 @@ RIGHT = [
     {},
     {"student__model": OWN, **student(**JSD)},
     {"student__model": OWN, **student(**IN_PROCESS)},
+    {"student__model": {"kind": "checkpoint", "path": "FOLDER/t5"}, **student(**IN_PROCESS)},
     {"student__model": {"kind": "checkpoint", "path": "FOLDER/t5"}, **student(**JSD, lora={"rank": 2})},
     {"student__model": {"kind": "checkpoint", "path": "FOLDER/wpe"}, "student__sampling": {"max_tokens": 2}},
     student(gradient_checkpointing=True, precision="float64"),
@@ -357,15 +360,15 @@ def test_what_may_end_well_is_let_through_within_seconds_and_without_ray(folder,
 def test_a_named_store_with_other_settings_is_one_line(folder, tmp_path):
     store = tmp_path / "store"
     open_store(tmp_path, {"model": "x", "prompt": "{input}", "engine": "vllm"}, TextPayload(kind="text"), store)
-    text = line(Session(recipe(folder, tmp_path, {"teacher__store": str(store)})), folder)
+    text = line(Session(recipe(folder, tmp_path, {"teachers__main__store": str(store)})), folder)
     assert text.startswith(
-        f"teacher.store: {store}: written with another prompt: '{{input}}', expected '{{input}} =>'; another engine: "
-        "'vllm', expected 'transformers'; another sampling: None, expected {"
+        f"teachers.main.store: {store}: written with another prompt: '{{input}}', expected '{{input}} =>'; "
+        "another engine: 'vllm', expected 'transformers'; another sampling: None, expected {"
     )
 
 
 def test_it_is_not_done_again_once_the_teacher_has_labelled(folder, tmp_path):
-    session = Session(recipe(folder, tmp_path, {"teacher__sampling": {"max_tokens": 64}}))
+    session = Session(recipe(folder, tmp_path, {"teachers__main__passes__pseudo_targets": {"max_tokens": 64}}))
     with session:
         session.stage("teacher/labels", "label", {}, lambda folder: ({}, {}))
         preflight(session)
@@ -374,10 +377,12 @@ def test_it_is_not_done_again_once_the_teacher_has_labelled(folder, tmp_path):
 @pytest.mark.parametrize("command", ["run", "label", "tune"])
 def test_the_command_line_ends_within_seconds_and_without_ray(folder, tmp_path, command):
     file = tmp_path / "recipe.yaml"
-    recipe(folder, tmp_path, {"teacher__sampling": {"max_tokens": 64}})
+    recipe(folder, tmp_path, {"teachers__main__passes__pseudo_targets": {"max_tokens": 64}})
     started = time.monotonic()
     done = raykd(command, str(file), *(["schedule"] if command == "tune" else []))
     assert done.returncode == 1 and time.monotonic() - started < 30, done.stdout + done.stderr
     lines = done.stderr.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("raykd: teacher: row r0: prompt of 5 tokens + max_tokens 64 > ")
+    assert len(lines) == 1 and lines[0].startswith(
+        "raykd: teachers.main: row r0: prompt of 5 tokens + max_tokens 64 > "
+    )
     assert "Ray started" not in done.stdout
