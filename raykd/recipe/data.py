@@ -58,7 +58,7 @@ class Data(Section):
     unlabelled: Rows = Field(description="inputs that the teacher labels; a target column is for the report only")
     gold: Rows | None = Field(
         default=None,
-        description="gold pairs, for fine_tune of a teacher, method.gold and sequences of kind gold or mixture",
+        description="gold pairs, for fine_tune of a teacher, method.gold and the source gold of sequences",
     )
     dev: Rows | None = Field(
         default=None,

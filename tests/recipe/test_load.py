@@ -192,6 +192,15 @@ def test_resolving_makes_paths_absolute_and_leaves_hub_names(small, tmp_path, mo
     assert resolve_paths(resolved) == resolved
 
 
+@pytest.mark.parametrize("layers", ["all-linear", ["q", "v"]])
+def test_layers_that_get_adapters_are_no_paths(small, tmp_path, monkeypatch, layers):
+    (tmp_path / "all-linear").mkdir()
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(small, [f"student.training.lora={{modules: {layers}}}", "modules=."])
+    resolved = resolve_paths(recipe)
+    assert resolved.student.training.lora.modules == layers and resolved.modules == str(tmp_path)
+
+
 def test_check_is_quick_and_loads_neither_torch_nor_ray():
     code = (
         "import sys; from raykd.cli import main; code = main(['check', 'demo']);"
