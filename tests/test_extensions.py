@@ -28,12 +28,58 @@ class Extension(NamedTuple):
     script: str
 
 
+TOKEN_LOSS = """
+import torch
+from raykd.recipe.load import load_recipe
+from raykd.training.losses import build_losses
+
+losses = "student.training.losses={kl: {kind: alpha_divergence, weight: 0.5, alpha: 0.25}}"
+more = [losses, "student.training.teacher={kind: in_process}"]
+assert main(["check", "r.yaml", *more]) == 0
+assert main(["check", "r.yaml", *more, "student.training.losses.kl.alpa=0.5"]) == 2
+assert main(["check", "r.yaml", *more, "student.training.losses.kl.alpha=1.5"]) == 2
+(loss,) = build_losses(load_recipe("r.yaml", more).student.training)
+student_NE = torch.tensor([[0.5, 0.5], [0.9, 0.1]]).log()
+teacher_NE = torch.tensor([[0.5, 0.5], [0.1, 0.9]]).log()
+overlap = 0.1**0.25 * 0.9**0.75 + 0.9**0.25 * 0.1**0.75
+expected = torch.tensor([0, (1 - overlap) / (0.25 * 0.75)])
+torch.testing.assert_close(loss.loss.values(student_NE, teacher_NE, None)[""], expected)
+assert loss.factors == {"kl": 0.5}
+"""
+SOURCE = """
+from raykd.data.prompts import PromptEncoder
+from raykd.data.sources import FileSource
+from raykd.recipe.load import load_recipe
+from raykd.training.job import MarkedSource, TrainingSpec
+from raykd.training.loop import train
+from raykd.training.prompt_sampler import Prompts
+
+def more(name):
+    shares = f"{{shares: {{'{name}': 0.5, pseudo_targets: 0.5}}, by: step, student: {{max_tokens: 4}}}}"
+    training = {"losses": "{forward_kl: {}}", "teacher": "{kind: in_process}", "max_steps": 4, "sequences": shares}
+    return [f"student.training.{field}={value}" for field, value in training.items()]
+
+sampler = "raykd.training.prompt_sampler:Prompts"
+assert main(["check", "r.yaml", *more(sampler)]) == 0
+assert main(["check", "r.yaml", *more(sampler[:-1])]) == 2
+samples, complete = [], Prompts.complete
+Prompts.complete = lambda self, pending: samples.append(complete(self, pending)) or samples[-1]
+student = load_recipe("r.yaml", more(sampler)).student
+reader = PromptEncoder(student.model.path, "{input}", encoder=True)
+rows = MarkedSource(FileSource("rows.jsonl"), "rows")
+of_run = {"name": "r", "folder": "train", "tokens": "tokens", "seed": 1, "threads": 1, "rows": rows}
+of_models = {"model": student.model, "tokenizer": student.model.path, "student": reader, "teacher": reader}
+train(TrainingSpec(**of_run, **of_models, training=student.training), lambda metrics, folder: None)
+assert len(samples) == 2 and all(1 < len(ids) <= 4 for of_step in samples for ids in of_step)
+"""
 EXTENSIONS = {
+    "token_loss": Extension(2, TOKEN_LOSS),
+    "source": Extension(1, SOURCE),
     "metric": Extension(
         1,
         "from raykd import metrics\n"
-        "assert main(['check', 'r.yaml', 'metrics=[length_difference]']) == 0\n"
-        "assert main(['check', 'r.yaml', 'metrics=[length_diference]']) == 2\n"
+        "assert main(['check', 'r.yaml', 'metrics=[{kind: length_difference}]']) == 0\n"
+        "assert main(['check', 'r.yaml', 'metrics=[{kind: length_diference}]']) == 2\n"
         "assert metrics.get('length_difference')(['a b'], [['a']]) == 1\n"
         "assert metrics.lower_is_better('length_difference')\n",
     ),
@@ -77,10 +123,11 @@ def test_an_extension_takes_so_many_files_and_works(tmp_path, tiny_models, name)
     recipe = {
         "name": "r",
         "method": {"kind": "distill"},
-        "data": {"unlabelled": rows, "test": {**rows, "columns": {"target": "target"}}},
-        "teacher": {"model": model, "engine": {"kind": "scripted"}},
+        "data": {"unlabelled": rows, "test": {"main": {**rows, "columns": {"target": "target"}}}},
+        "teachers": {"main": {"model": model, "engine": {"kind": "scripted"}}},
         "student": {"model": model, "training": {"learning_rate": 0.1, "max_steps": 1}},
-        "metrics": ["exact_match"],
+        "metrics": [{"kind": "exact_match"}],
+        "cluster": {"local_cpus": 4},  # the method's page alone starts Ray
     }
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
     done = subprocess.run(
