@@ -16,7 +16,7 @@ CAUSAL = {"kind": "config", "model_type": "llama", "settings": LLAMA}
 TRAINING = {"learning_rate": 0.01, "max_steps": 40, "batch_tokens": 512, "evaluate_every": 20}
 ACTORS = {"kind": "remote", "k": 8, "dtype": "float32"}
 IN_PROCESS = {"kind": "in_process", "dtype": "float32"}
-MIXED = {"sequences": {"kind": "mixture", "gold": 0.5, "by": "ratio"}}
+MIXED = {"sequences": {"shares": {"gold": 0.5, "pseudo_targets": 0.5}, "by": "ratio"}}
 ARMS = {"arms": {}, "method": {"kind": "distill"}}
 
 

@@ -74,7 +74,7 @@ def test_an_error_of_one_worker_ends_them_all(tmp_path, shared_tokenizer, ray_se
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_of_python_in_a_loss_is_not_tried_again(tmp_path, shared_tokenizer, ray_session, workers):
     broken.CALLS.unlink(missing_ok=True)
-    spec = job(tmp_path, shared_tokenizer, losses={"broken:loss": {}})
+    spec = job(tmp_path, shared_tokenizer, losses={"broken:loss": {"teacher_outputs": False}})
     cluster = Cluster(student=Workers(workers=workers, resources={"CPU": 1}))
     with pytest.raises(TrainingError) as error:
         train.fit(spec, cluster, lambda step, note: None)
