@@ -46,7 +46,9 @@ class StudentSampler:
 
     def __init__(self, model: Any, tokenizer: Any, settings: StudentSampling, budget: int):
         """`budget`: at most so many padded tokens of prompts and samples are written at once."""
-        self.model, self.tokenizer, self.settings, self.budget = model, tokenizer, settings, budget
+        # LoRA's layers are inside the model; its wrapper would leave this configuration behind
+        self.model = model.get_base_model() if hasattr(model, "peft_config") else model
+        self.tokenizer, self.settings, self.budget = tokenizer, settings, budget
         self.causal = not model.config.is_encoder_decoder
 
     def begin(self, requests: Requests) -> Requests:

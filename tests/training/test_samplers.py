@@ -13,9 +13,10 @@ from test_trajectory import losses, run, same
 from raykd.data.prompts import PromptEncoder
 from raykd.data.sources import FileSource
 from raykd.errors import RecipeError, TrainingError
+from raykd.models.adapters import with_lora
 from raykd.models.load import load_model
 from raykd.models.tokenizers import encode_inputs, load_tokenizer
-from raykd.recipe.models import Checkpoint, FromConfig
+from raykd.recipe.models import Checkpoint, FromConfig, Lora
 from raykd.recipe.training import Sequences, StudentSampling, Training
 from raykd.training.job import MarkedSource, TrainingSpec
 from raykd.training.loop import train
@@ -90,6 +91,22 @@ def test_samples_are_those_of_a_plain_loop_however_they_are_batched(shared_token
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
     assert by_budget[0] == expected and (name == "greedy" or len({tuple(ids) for ids in expected}) > 6)
+
+
+def test_a_model_with_lora_writes_with_its_adapters_and_keeps_its_generation_config(shared_tokenizer, tiny_models):
+    tokenizer = load_tokenizer(str(shared_tokenizer))
+    model = with_lora(
+        load_model(Checkpoint(kind="checkpoint", path=str(tiny_models["llama"])), tokenizer), Lora(rank=4)
+    )
+    before = model.get_base_model().generation_config.to_dict()
+    requests = Requests([np.array([4, 5, 3])], [7])
+    settings = StudentSampling(temperature=0, max_tokens=5)
+    plain = StudentSampler(model, tokenizer, settings, 100).complete(requests)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=3.0)
+    assert StudentSampler(model, tokenizer, settings, 100).complete(requests) != plain
+    assert model.get_base_model().generation_config.to_dict() == before == model.generation_config.to_dict()
 
 
 def test_a_sample_has_its_rows_and_its_steps_own_noise():
