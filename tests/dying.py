@@ -10,7 +10,7 @@ FLAG = Path(__file__).parents[1] / "build" / "died"
 calls = 0
 
 
-def once(student_NV, at_N):
+def once(student_NE, at_N):
     """Cross entropy. The last worker is killed in it, once, at its 45th call: after a checkpoint, within an epoch."""
     global calls
     calls += 1
@@ -19,4 +19,4 @@ def once(student_NV, at_N):
         FLAG.parent.mkdir(exist_ok=True)
         FLAG.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return -student_NV.gather(1, at_N[:, None]).squeeze(1)
+    return -student_NE.gather(1, at_N[:, None]).squeeze(1)

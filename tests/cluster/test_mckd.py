@@ -109,7 +109,12 @@ def test_lost_workers_and_actors_lose_nothing(tmp_path, tiny_models):
         teachers__main__engine={"kind": "scripted", "function": "answers:takes_its_actor_along"},
         teachers__main__prompt=f"{{input}} {tmp_path}/died",
         teachers__main__shard_rows=32,
-        student__training={**FEW, "max_steps": 60, "evaluate_every": 20, "losses": {"dying:once": {}}},
+        student__training={
+            **FEW,
+            "max_steps": 60,
+            "evaluate_every": 20,
+            "losses": {"dying:once": {"teacher_outputs": False}},
+        },
         pseudo_targets={},
     )
     assert dying.FLAG.exists() and (tmp_path / "died").exists()

@@ -26,7 +26,7 @@ from raykd.recipe.cluster import Cluster, Workers
 def test_a_worker_that_is_killed_is_replaced(tmp_path, shared_tokenizer, ray_session, workers):
     """Two workers: the trajectory is the one of a training in which nobody died."""
     dying.FLAG.unlink(missing_ok=True)
-    changes = {"max_steps": 60, "evaluate_every": 20, "losses": {"dying:once": {}}}
+    changes = {"max_steps": 60, "evaluate_every": 20, "losses": {"dying:once": {"teacher_outputs": False}}}
     cluster = Cluster(student=Workers(workers=workers, resources={"CPU": 1}))
     result = train.fit(job(tmp_path / "killed", shared_tokenizer, **changes), cluster, lambda step, note: None)
     assert dying.FLAG.exists() and result["steps"] == 60

@@ -264,7 +264,7 @@ def test_what_does_not_fit_is_rejected_and_the_rest_written(folders, opened):
     "sampling, message",
     [
         ({"options": {"num_beans": 2}}, "num_beans: transformers has no such option; did you mean num_beams"),
-        ({"options": {"max_length": 2}}, "max_length: not here; set sampling.max_tokens"),
+        ({"options": {"max_length": 2}}, "max_length: not here; set max_tokens beside options"),
         ({"options": {"num_beams": 2}, "n": 3, "temperature": 1.0}, "2 beams give at most 2 samples, not 3"),
         ({"options": {"early_stopping": "perhaps"}}, "early_stopping"),
         ({"temperature": 1.0, "seeded": True}, "cannot seed each sample"),

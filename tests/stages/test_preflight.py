@@ -351,10 +351,13 @@ RIGHT = [
 @pytest.mark.parametrize("changes", RIGHT)
 def test_what_may_end_well_is_let_through_within_seconds_and_without_ray(folder, tmp_path, changes):
     with Session(recipe(folder, tmp_path, changes)) as session:
-        started = time.process_time()  # of this process: another load beside it does not count
+        before, started = (
+            "vllm" in sys.modules,
+            time.process_time(),
+        )  # of this process: another load beside it does not count
         preflight(session)
         assert time.process_time() - started < 30
-    assert "vllm" not in sys.modules
+    assert ("vllm" in sys.modules) == before  # other tests may have loaded it
     assert {path.parent.name for path in session.path.rglob("manifest.json")} <= {"data", "tokenizer"}
 
 
